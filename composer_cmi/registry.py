@@ -1,0 +1,211 @@
+"""Names for algorithms, tasks and models, so that a YAML file, a plugin and the command line speak of the same things.
+
+Three `catalogue <https://github.com/explosion/catalogue>`_ registries. Another package adds to them through the entry
+point groups ``composer_cmi_algorithms``, ``composer_cmi_tasks`` and ``composer_cmi_models``; a user's own file does it
+with the decorators below and is imported by ``code_paths: [my_file.py]`` of a run's YAML.
+
+This module imports nothing but ``catalogue`` and Composer: what it names is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import catalogue
+import composer.algorithms
+from composer.core import Algorithm
+
+__all__ = [
+    'algorithms',
+    'composer_algorithms',
+    'describe',
+    'get_algorithm',
+    'get_model',
+    'get_task',
+    'import_user_code',
+    'known_algorithms',
+    'known_models',
+    'known_tasks',
+    'models',
+    'nearest',
+    'register_algorithm',
+    'register_model',
+    'register_task',
+    'tasks',
+]
+
+T = TypeVar('T')
+
+algorithms = catalogue.create('composer_cmi', 'algorithms', entry_points=True)
+tasks = catalogue.create('composer_cmi', 'tasks', entry_points=True)
+models = catalogue.create('composer_cmi', 'models', entry_points=True)
+
+
+def _register(registry: catalogue.Registry, kind: str, name: str) -> Callable[[T], T]:
+    def decorator(entry: T) -> T:
+        taken = catalogue.REGISTRY.get((*registry.namespace, name))
+        if taken is not None and not _same(taken, entry):
+            raise ValueError(f'The {kind} name {name!r} is already taken by {_where(taken)}: choose another name.')
+        registry.register(name, func=entry)
+        return entry
+
+    return decorator
+
+
+def _same(a: Any, b: Any) -> bool:
+    # A module that is imported twice (a reload, or a user's file given by two paths) registers equal things anew.
+    return a is b or _where(a) == _where(b)
+
+
+def _where(entry: Any) -> str:
+    if hasattr(entry, '__qualname__'):
+        return f'{entry.__module__}.{entry.__qualname__}'
+    return repr(entry)
+
+
+def register_algorithm(name: str) -> Callable[[T], T]:
+    """Decorate a Composer ``Algorithm`` class; its constructor's arguments become the keys of its YAML section."""
+    return _register(algorithms, 'algorithm', name)
+
+
+def register_task(name: str) -> Callable[[T], T]:
+    """Register a ``composer_cmi.run.tasks.Task``, or a function without arguments that returns one."""
+    return _register(tasks, 'task', name)
+
+
+def register_model(name: str) -> Callable[[T], T]:
+    """Decorate a function ``(label_names) -> (model, tokenizer)`` of Hugging Face objects, usable as ``model.name_or_path``."""
+    return _register(models, 'model', name)
+
+
+def composer_algorithms() -> dict[str, type[Algorithm]]:
+    """Composer's built-in algorithms under the snake_case names of their subpackages (``gradient_clipping``, ``swa``)."""
+    found = {}
+    for name in composer.algorithms.__all__:
+        entry = getattr(composer.algorithms, name)
+        if inspect.isclass(entry) and issubclass(entry, Algorithm):
+            found[entry.__module__.split('.')[2]] = entry
+    return found
+
+
+def known_algorithms() -> list[str]:
+    """Names that :func:`get_algorithm` accepts, ours and plugins' first, then Composer's."""
+    _import('composer_cmi.algorithms')
+    own = _names(algorithms)
+    return own + sorted(set(composer_algorithms()) - set(own))
+
+
+def known_tasks() -> list[str]:
+    """Names that :func:`get_task` accepts."""
+    _import('composer_cmi.run.tasks')
+    return _names(tasks)
+
+
+def known_models() -> list[str]:
+    """Names that :func:`get_model` accepts; any hub name or folder is a model too, without being registered."""
+    _import('composer_cmi.run.models')
+    return _names(models)
+
+
+def get_algorithm(name: str) -> type[Algorithm]:
+    """The algorithm class registered under ``name``, or Composer's built-in one.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest known one and the list of all.
+    """
+    known = known_algorithms()
+    if name in algorithms:
+        return algorithms.get(name)
+    builtin = composer_algorithms()
+    if name in builtin:
+        return builtin[name]
+    raise _unknown('algorithm', name, known)
+
+
+def get_task(name: str) -> Any:
+    """The ``Task`` registered under ``name``.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest known one and the list of all.
+    """
+    known = known_tasks()
+    if name not in tasks:
+        raise _unknown('task', name, known)
+    entry = tasks.get(name)
+    return entry() if inspect.isfunction(entry) else entry
+
+
+def get_model(name: str) -> Callable[..., Any]:
+    """The model builder registered under ``name``.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest known one and the list of all.
+    """
+    known = known_models()
+    if name not in models:
+        raise _unknown('model', name, known)
+    return models.get(name)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` for the known name closest to ``name``, or nothing when none is close."""
+    close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
+    return f' Did you mean {close[0]!r}?' if close else ''
+
+
+def describe(entry: Any) -> str:
+    """One line about a registered entry: its ``description``, or the first line of its docstring."""
+    text = getattr(entry, 'description', None)
+    if not isinstance(text, str):
+        text = inspect.getdoc(entry) or ''
+    return text.strip().split('\n')[0]
+
+
+def import_user_code(paths: Iterable[str | Path]) -> None:
+    """Import users' Python files or packages, so that their decorators register what they define.
+
+    Raises:
+        FileNotFoundError: if a path does not exist.
+        ValueError: if the file cannot be imported.
+    """
+    for path in map(Path, paths):
+        file = path / '__init__.py' if path.is_dir() else path
+        if not file.is_file():
+            raise FileNotFoundError(f'code_paths: there is no Python file {str(file)!r}.')
+        name = f'composer_cmi_user_{path.resolve().stem}'
+        if getattr(sys.modules.get(name), '__file__', None) == str(file.resolve()):
+            continue
+        spec = importlib.util.spec_from_file_location(name, file.resolve())
+        if spec is None or spec.loader is None:
+            raise ValueError(f'code_paths: {str(file)!r} is not a Python file.')
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # before execution: dataclasses and pickling look the module up by name
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[name]
+            raise ValueError(f'code_paths: {str(file)!r} failed to import: {type(error).__name__}: {error}') from error
+
+
+def _names(registry: catalogue.Registry) -> list[str]:
+    # Names only: loading every plugin to list it would let one broken plugin stop all runs.
+    registered = {key[-1] for key in catalogue.REGISTRY if key[:-1] == tuple(registry.namespace)}
+    from_plugins = {point.name for point in importlib.metadata.entry_points(group=registry.entry_point_namespace)}
+    return sorted(registered | from_plugins)
+
+
+def _import(module: str) -> None:
+    # Imported on first use, not at the top: what registers itself imports this module.
+    importlib.import_module(module)
+
+
+def _unknown(kind: str, name: str, known: list[str]) -> ValueError:
+    return ValueError(f'Unknown {kind} {name!r}.{nearest(name, known)} Known: {", ".join(known)}.')
