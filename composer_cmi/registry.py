@@ -1,8 +1,8 @@
-"""Names for algorithms, tasks and models, so that a YAML file, a plugin and the command line speak of the same things.
+"""Names for algorithms, tasks and models: a YAML file, a plugin and the command line speak of the same things.
 
-Three `catalogue <https://github.com/explosion/catalogue>`_ registries. Another package adds to them through the entry
-point groups ``composer_cmi_algorithms``, ``composer_cmi_tasks`` and ``composer_cmi_models``; a user's own file does it
-with the decorators below and is imported by ``code_paths: [my_file.py]`` of a run's YAML.
+Three `catalogue <https://github.com/explosion/catalogue>`_ registries. Another package adds to them through the
+entry point groups ``composer_cmi_algorithms``, ``composer_cmi_tasks`` and ``composer_cmi_models``; a user's own
+file does it with the decorators below and is imported by ``code_paths: [my_file.py]`` of a run's YAML.
 
 This module imports nothing but ``catalogue`` and Composer: what it names is imported when it is asked for.
 """
@@ -53,7 +53,7 @@ def _register(registry: catalogue.Registry, kind: str, name: str) -> Callable[[T
     def decorator(entry: T) -> T:
         taken = catalogue.REGISTRY.get((*registry.namespace, name))
         if taken is not None and not _same(taken, entry):
-            raise ValueError(f'The {kind} name {name!r} is already taken by {_where(taken)}: choose another name.')
+            raise ValueError(f'The {kind} name {name!r} is taken by {_where(taken)}: choose another name.')
         registry.register(name, func=entry)
         return entry
 
@@ -61,7 +61,7 @@ def _register(registry: catalogue.Registry, kind: str, name: str) -> Callable[[T
 
 
 def _same(a: Any, b: Any) -> bool:
-    # A module that is imported twice (a reload, or a user's file given by two paths) registers equal things anew.
+    # A module imported twice (a reload, or a user's file given by two paths) registers equal things anew.
     return a is b or _where(a) == _where(b)
 
 
@@ -72,7 +72,7 @@ def _where(entry: Any) -> str:
 
 
 def register_algorithm(name: str) -> Callable[[T], T]:
-    """Decorate a Composer ``Algorithm`` class; its constructor's arguments become the keys of its YAML section."""
+    """Decorate a Composer ``Algorithm`` class; its constructor's arguments are the keys of its YAML section."""
     return _register(algorithms, 'algorithm', name)
 
 
@@ -82,12 +82,15 @@ def register_task(name: str) -> Callable[[T], T]:
 
 
 def register_model(name: str) -> Callable[[T], T]:
-    """Decorate a function ``(label_names) -> (model, tokenizer)`` of Hugging Face objects, usable as ``model.name_or_path``."""
+    """Decorate a function ``(label_names) -> (model, tokenizer)`` of Hugging Face objects.
+
+    Its name is then a value of ``model.name_or_path``.
+    """
     return _register(models, 'model', name)
 
 
 def composer_algorithms() -> dict[str, type[Algorithm]]:
-    """Composer's built-in algorithms under the snake_case names of their subpackages (``gradient_clipping``, ``swa``)."""
+    """Composer's built-in algorithms under the names of their subpackages (``gradient_clipping``, ``swa``)."""
     found = {}
     for name in composer.algorithms.__all__:
         entry = getattr(composer.algorithms, name)
@@ -110,7 +113,7 @@ def known_tasks() -> list[str]:
 
 
 def known_models() -> list[str]:
-    """Names that :func:`get_model` accepts; any hub name or folder is a model too, without being registered."""
+    """Names that :func:`get_model` accepts; any hub name or folder is a model too, without registration."""
     _import('composer_cmi.run.models')
     return _names(models)
 
@@ -192,14 +195,15 @@ def import_user_code(paths: Iterable[str | Path]) -> None:
             spec.loader.exec_module(module)
         except Exception as error:
             del sys.modules[name]
-            raise ValueError(f'code_paths: {str(file)!r} failed to import: {type(error).__name__}: {error}') from error
+            reason = f'{type(error).__name__}: {error}'
+            raise ValueError(f'code_paths: {str(file)!r} failed to import: {reason}') from error
 
 
 def _names(registry: catalogue.Registry) -> list[str]:
     # Names only: loading every plugin to list it would let one broken plugin stop all runs.
     registered = {key[-1] for key in catalogue.REGISTRY if key[:-1] == tuple(registry.namespace)}
-    from_plugins = {point.name for point in importlib.metadata.entry_points(group=registry.entry_point_namespace)}
-    return sorted(registered | from_plugins)
+    plugins = importlib.metadata.entry_points(group=registry.entry_point_namespace)
+    return sorted(registered | {plugin.name for plugin in plugins})
 
 
 def _import(module: str) -> None:
