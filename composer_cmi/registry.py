@@ -1,8 +1,8 @@
-"""Names for algorithms, tasks and models: a YAML file, a plugin and the command line speak of the same things.
+"""Names for algorithms, tasks and models: YAML files, plugins and the command line share them.
 
-Three `catalogue <https://github.com/explosion/catalogue>`_ registries. Another package adds to them through the
-entry point groups ``composer_cmi_algorithms``, ``composer_cmi_tasks`` and ``composer_cmi_models``; a user's own
-file does it with the decorators below and is imported by ``code_paths: [my_file.py]`` of a run's YAML.
+Three `catalogue <https://github.com/explosion/catalogue>`_ registries. Another package adds to them
+through the entry point groups ``composer_cmi_algorithms``, ``composer_cmi_tasks`` and ``composer_cmi_models``; a
+user's file does it with the decorators below and is imported by ``code_paths: [my_file.py]`` of a run's YAML.
 
 This module imports nothing but ``catalogue`` and Composer: what it names is imported when it is asked for.
 """
@@ -72,7 +72,7 @@ def _where(entry: Any) -> str:
 
 
 def register_algorithm(name: str) -> Callable[[T], T]:
-    """Decorate a Composer ``Algorithm`` class; its constructor's arguments are the keys of its YAML section."""
+    """Decorate a Composer ``Algorithm`` class; its constructor's arguments are its YAML keys."""
     return _register(algorithms, 'algorithm', name)
 
 
@@ -90,7 +90,7 @@ def register_model(name: str) -> Callable[[T], T]:
 
 
 def composer_algorithms() -> dict[str, type[Algorithm]]:
-    """Composer's built-in algorithms under the names of their subpackages (``gradient_clipping``, ``swa``)."""
+    """Composer's built-in algorithms under the names of their subpackages, e.g. ``swa``."""
     found = {}
     for name in composer.algorithms.__all__:
         entry = getattr(composer.algorithms, name)
