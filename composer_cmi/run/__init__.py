@@ -1,0 +1,1 @@
+"""One YAML file becomes one training run: configuration, data, models, training, scoring, outputs."""
