@@ -1,8 +1,8 @@
 """Names for algorithms, tasks and models: YAML files, plugins and the command line share them.
 
-Three `catalogue <https://github.com/explosion/catalogue>`_ registries. Another package adds to them through the
-entry point groups ``composer_cmi_algorithms``, ``composer_cmi_tasks``, ``composer_cmi_models``; a user's own file
-does it with the decorators below and is imported by ``code_paths: [my_file.py]`` in a run's YAML.
+Three `catalogue <https://github.com/explosion/catalogue>`_ registries. Another package adds to them through
+the entry point groups ``composer_cmi_algorithms``, ``composer_cmi_tasks`` and ``composer_cmi_models``; a user's
+own file does it with the decorators below and is imported by ``code_paths: [my_file.py]`` in a run's YAML.
 
 This module imports nothing but ``catalogue`` and Composer: what it names is imported when it is asked for.
 """
@@ -165,8 +165,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def describe(entry: Any) -> str:
-    """One line about a registered entry: its ``description``, or the first line of its docstring."""
-    text = getattr(entry, 'description', None)
+    """One line about a registered entry: its ``summary``, or the first line of its docstring."""
+    text = getattr(entry, 'summary', None)
     if not isinstance(text, str):
         text = inspect.getdoc(entry) or ''
     return text.strip().split('\n')[0]
