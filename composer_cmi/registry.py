@@ -1,8 +1,9 @@
 """Names for algorithms, tasks and models: YAML files, plugins and the command line share them.
 
-Three `catalogue <https://github.com/explosion/catalogue>`_ registries. Another package adds to them through
-the entry point groups ``composer_cmi_algorithms``, ``composer_cmi_tasks`` and ``composer_cmi_models``; a user's
-own file does it with the decorators below and is imported by ``code_paths: [my_file.py]`` in a run's YAML.
+Three `catalogue <https://github.com/explosion/catalogue>`_ registries. Another package adds to them
+through the entry point groups ``composer_cmi_algorithms``, ``composer_cmi_tasks`` and
+``composer_cmi_models``; a user's own file does it with the decorators below and is imported by
+``code_paths: [my_file.py]`` in a run's YAML.
 
 This module imports nothing but ``catalogue`` and Composer: what it names is imported when it is asked for.
 """
