@@ -1,0 +1,66 @@
+"""Composer's logger destinations by name, for the ``loggers`` section of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from composer.loggers import (
+    CometMLLogger,
+    FileLogger,
+    LoggerDestination,
+    MLFlowLogger,
+    NeptuneLogger,
+    SlackLogger,
+    TensorboardLogger,
+    WandBLogger,
+)
+
+from composer_cmi.registry import nearest
+from composer_cmi.run.errors import ConfigError
+
+__all__ = ['build_logger', 'get_logger', 'known_loggers']
+
+_LOGGERS: dict[str, type[LoggerDestination]] = {
+    'comet_ml': CometMLLogger,
+    'file': FileLogger,
+    'mlflow': MLFlowLogger,
+    'neptune': NeptuneLogger,
+    'slack': SlackLogger,
+    'tensorboard': TensorboardLogger,
+    'wandb': WandBLogger,
+}
+
+
+def known_loggers() -> list[str]:
+    """Names that :func:`get_logger` accepts."""
+    return sorted(_LOGGERS)
+
+
+def get_logger(name: str) -> type[LoggerDestination]:
+    """The logger class of that name.
+
+    Raises:
+        ConfigError: for an unknown name, with the nearest known one and the list of all.
+    """
+    if name not in _LOGGERS:
+        known = ', '.join(known_loggers())
+        raise ConfigError(f'Unknown logger {name!r}.{nearest(name, _LOGGERS)} Known: {known}.')
+    return _LOGGERS[name]
+
+
+def build_logger(name: str, kwargs: dict[str, Any], folder: Path) -> LoggerDestination:
+    """Construct a logger; those that write files write them below the run folder unless told otherwise.
+
+    Raises:
+        ConfigError: if its package is not installed or it refuses its arguments.
+    """
+    defaults = {
+        'file': {'filename': str(folder / 'log-rank{rank}.txt')},
+        'tensorboard': {'log_dir': str(folder)},
+    }
+    try:
+        return get_logger(name)(**{**defaults.get(name, {}), **kwargs})
+    except Exception as error:
+        reason = str(error).strip().split('\n')[0]
+        raise ConfigError(f'loggers.{name}: {reason}') from error
