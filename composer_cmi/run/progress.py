@@ -1,0 +1,74 @@
+"""One progress bar over the whole of training, with the loss and the CMI beside it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, TextIO
+
+from composer.core import State
+from composer.loggers import Logger, LoggerDestination
+from composer.utils import dist
+from tqdm.auto import tqdm
+
+__all__ = ['ProgressBar']
+
+
+class ProgressBar(LoggerDestination):
+    """Composer's own bar shows losses only, starts anew at every epoch, and prints its settings first.
+
+    Args:
+        label: What stands in front, e.g. the name of the run.
+        shown: Short names of the metrics to show, by their logged names; those not logged are left out.
+        stream: Where to; only global rank 0 writes.
+    """
+
+    def __init__(self, label: str, shown: dict[str, str], stream: TextIO | None = None) -> None:
+        self.label = label
+        self.shown = shown
+        self.stream = sys.stderr if stream is None else stream
+        self.values: dict[str, Any] = {}
+        self._bar: tqdm | None = None
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        self.values.update({self.shown[name]: value for name, value in metrics.items() if name in self.shown})
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        if dist.get_global_rank() == 0 and state.max_duration is not None:
+            interactive = self.stream.isatty()
+            self._bar = tqdm(
+                total=state.max_duration.value,
+                initial=int(state.timestamp.batch),
+                desc=self.label,
+                unit='step',
+                file=self.stream,
+                dynamic_ncols=interactive,
+                ncols=None if interactive else 120,
+                # In a log file every refresh is a line.
+                mininterval=0.2 if interactive else 15,
+                maxinterval=0.5 if interactive else 30,
+            )
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        if self._bar is not None and self._bar.update(1):
+            # Only when tqdm has drawn: reading the tensors makes the device wait.
+            self._show()
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        if self._bar is not None:
+            self._show()
+            self._bar.close()
+            self._bar = None
+
+    def close(self, state: State, logger: Logger) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _show(self) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix({name: _short(value) for name, value in self.values.items()}, refresh=True)
+
+
+def _short(value: Any) -> str:
+    number = float(value)
+    return f'{number:.2e}' if 0 < abs(number) < 1e-2 else f'{number:.3f}'
