@@ -1,0 +1,153 @@
+"""CE + lambda * CMI for classifiers, CE - lambda * CMI for teachers, as Composer algorithms."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from composer.core import Time
+
+from composer_cmi.algorithms.base import CMIAlgorithm, Form, Space
+from composer_cmi.centroids import CentroidMode
+from composer_cmi.registry import register_algorithm
+
+__all__ = ['CMIMaximization', 'CMIRegularization']
+
+
+@register_algorithm('cmi_regularization')
+class CMIRegularization(CMIAlgorithm):
+    """Fine-tune with CE + lambda * I(X;Z|Y): tighter clusters of each class (Sivakaran & Yang, arXiv 2502.11258).
+
+    The term is measured from the first batch and added to the loss from `start` on. Against frozen centroids it is a
+    mean
+    over examples, so the result does not depend on microbatches or ranks; the centroids move once per batch.
+
+    Args:
+        weight: lambda, at least 0; its unit is set by `form`. 0 only measures and logs.
+        space: `'features'`: `f_x = softmax(h_s)` of the input of the last linear layer (the paper). `'logits'`:
+            `f_x = softmax(logits)` (CMIC-DL, arXiv 2309.09123).
+        form: `'scaled'`: `weight * CMI / CMI_0`, `CMI_0` being what was measured when the term started: one weight
+        for every
+            model. `'plain'`: `weight * CMI` in nats; with `start='0ba'` this is the paper's. `'relative'`:
+            `weight * CMI / I(X;Z)`.
+        start: Composer time string from which on the term counts. From the first step it is inert or fatal.
+        ramp: time over which the weight then rises linearly, in the unit of `start`.
+        temperature: `f_x = softmax(x / temperature)`.
+        centroids: `'ema'`, `'epoch'` or `'fixed'`, see `composer_cmi.centroids.ClassCentroids`.
+        decay: of the exponential average, per batch in which the class occurs.
+        feature_module: name of the module whose output is `h_s`; found automatically by default.
+        feature_position: `'first'` or `'last'` (non-padding) position, where features come as `[N, L, D]`.
+        label_key: where the batch holds the class of each example; by default `'labels'` in a mapping, else index 1.
+
+    Raises:
+        ValueError: for values out of range, when the features cannot be found in the model (the message lists the
+            candidates), or beside MixUp, CutMix or another CMI algorithm.
+
+    Example:
+        .. code-block:: python
+
+            trainer = Trainer(model=model, train_dataloader=loader, max_duration='3ep', algorithms=[CMIRegularization()])
+    """
+
+    _sign = 1
+
+    def __init__(
+        self,
+        weight: float = 0.2,
+        *,
+        space: Space = 'features',
+        form: Form = 'scaled',
+        start: str | Time = '0.3dur',
+        ramp: str | Time = '0dur',
+        temperature: float = 1.0,
+        centroids: CentroidMode = 'ema',
+        decay: float = 0.9,
+        feature_module: str | None = None,
+        feature_position: Literal['first', 'last'] | None = None,
+        label_key: str | int | None = None,
+    ):
+        super().__init__(
+            weight=weight,
+            space=space,
+            form=form,
+            start=start,
+            ramp=ramp,
+            temperature=temperature,
+            centroids=centroids,
+            decay=decay,
+            feature_module=feature_module,
+            feature_position=feature_position,
+            label_key=label_key,
+        )
+
+
+@register_algorithm('cmi_maximization')
+class CMIMaximization(CMIAlgorithm):
+    """Make a better teacher with CE - lambda * I(X;Z|Y): wider clusters teach more (arXiv 2401.08732, 2502.11258).
+
+    Ascent against stale centroids would climb `CMI + sum_y P(y) D(g_y || Q_y)` by moving the class means away from `Q`.
+    Subtracting that drift leaves, for each example, the direction `log f_n - log g_{y_n}` with *fresh* means `g`. So
+    the
+    centroids here follow the model closely (`decay`), which keeps the feedback between drift and centroids damped: the
+    drift that survives a step is `decay` plus what one step moves the means, and dies out while that is below 1.
+
+    Args:
+        weight: lambda, at least 0. In logit space about 0.2 nats is best and above 0.5 harmful in the published images.
+        space: `'logits'` is right for distillation, where the student sees only logits; or `'features'`.
+        form: as in `CMIRegularization`.
+        start: as in `CMIRegularization`.
+        ramp: as in `CMIRegularization`.
+        max_cmi: the term is switched off while the running CMI is at or above this many nats: without a cap, features
+        can
+            meet the objective by growing their norm. `None`: no cap.
+        max_growth: the same cap as a multiple of the CMI measured when the term started. `None`: no cap.
+        temperature: as in `CMIRegularization`.
+        centroids: `'ema'` (fresh), or `'fixed'`: the MCMI recipe, one pass over the training set with a trained CE
+        teacher,
+            which is then tuned further against those centroids, drift included.
+        decay: as in `CMIRegularization`; small on purpose.
+        feature_module: as in `CMIRegularization`.
+        feature_position: as in `CMIRegularization`.
+        label_key: as in `CMIRegularization`.
+
+    Raises:
+        ValueError: as in `CMIRegularization`, and for `centroids='epoch'`, which would be stale.
+    """
+
+    _sign = -1
+
+    def __init__(
+        self,
+        weight: float = 0.2,
+        *,
+        space: Space = 'logits',
+        form: Form = 'plain',
+        start: str | Time = '0.3dur',
+        ramp: str | Time = '0dur',
+        max_cmi: float | None = None,
+        max_growth: float | None = 10.0,
+        temperature: float = 1.0,
+        centroids: Literal['ema', 'fixed'] = 'ema',
+        decay: float = 0.5,
+        feature_module: str | None = None,
+        feature_position: Literal['first', 'last'] | None = None,
+        label_key: str | int | None = None,
+    ):
+        if centroids not in ('ema', 'fixed'):
+            raise ValueError(
+                f"CMIMaximization needs centroids='ema' or 'fixed', got '{centroids}': stale ones are climbed."
+            )
+        super().__init__(
+            weight=weight,
+            space=space,
+            form=form,
+            start=start,
+            ramp=ramp,
+            temperature=temperature,
+            centroids=centroids,
+            decay=decay,
+            feature_module=feature_module,
+            feature_position=feature_position,
+            label_key=label_key,
+            max_cmi=max_cmi,
+            max_growth=max_growth,
+        )
