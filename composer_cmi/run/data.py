@@ -1,90 +1,199 @@
-"""A task's data: read, checked, cut to size, tokenised and batched, the same for every number of ranks.
-
-SKELETON: signatures are final, bodies follow.
-"""
+"""A task's data for one run: read, checked, cut to size and counted; also the door to tokenising and batching."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from composer.core import DataSpec
-from torch.utils.data import Dataset
 
-from composer_cmi.run.tasks import Task
+from composer_cmi.run.batches import eval_dataloader, train_dataloader
+from composer_cmi.run.encoding import EncodedSplit, tokenize
+from composer_cmi.run.readers import DataError
+from composer_cmi.run.source import Source
+from composer_cmi.run.sources import read_source, read_unlabelled
+from composer_cmi.run.splits import (
+    Split,
+    add_label_noise,
+    class_counts,
+    concatenate,
+    fingerprint,
+    hashed_share,
+    imbalance,
+    stratified_order,
+    take,
+    without_labels,
+)
+from composer_cmi.run.tasks import Task, get_task
 
+__all__ = [
+    'DataError',
+    'EncodedSplit',
+    'Split',
+    'TaskData',
+    'concatenate',
+    'eval_dataloader',
+    'load_task_data',
+    'load_test_splits',
+    'tokenize',
+    'train_dataloader',
+]
 
-@dataclass(frozen=True)
-class Split:
-    """Rows of one split as text. `labels` int64 [N], -100 = unlabelled; `example_ids` int64 [N]. -> run/splits.py"""
-
-    texts: tuple[list[str], ...]  # one list per text column
-    labels: np.ndarray
-    example_ids: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-class EncodedSplit(Dataset):
-    """Tokenised rows. `[i]` -> dict of input_ids, (token_type_ids), labels, example_id. -> run/encoding.py
-
-    Attributes: labels int64 [N]; example_ids int64 [N]; lengths int64 [N]; fingerprint: str (texts, tokenizer, max_length).
-    """
+HELD_OUT = 'held_out'
+_DEFAULT_HELD_OUT_SHARE = 0.2
 
 
 @dataclass(frozen=True)
 class TaskData:
-    task: Task  # with label_names and text_columns filled in, also for `custom`
+    """What a run trains and scores on.
+
+    Attributes:
+        task: The task, with class names and text columns filled in for own data too.
+        train: Labelled training rows.
+        unlabelled: Transfer rows without labels (-100), or None.
+        eval_splits: Rows to score on by split name, the primary one first.
+        fingerprint: A hash of all of the above.
+        counts: Rows per class name for each split; unlabelled rows under ''.
+        notes: What a user should be told, a sentence each.
+    """
+
+    task: Task
     train: Split
     unlabelled: Split | None
-    eval_splits: dict[str, Split]  # first one is the primary: 'dev', 'dev_matched', or 'held_out'
+    eval_splits: dict[str, Split]
     fingerprint: str
-    counts: dict[str, dict[str, int]]  # {split: {class name: rows}}, unlabelled rows under ''
-    notes: list[str] = field(default_factory=list)  # what a user should be told
+    counts: dict[str, dict[str, int]]
+    notes: list[str] = field(default_factory=list)
 
     @property
-    def label_names(self) -> tuple[str, ...]: ...
+    def label_names(self) -> tuple[str, ...]:
+        """Class names in the order of the class indices."""
+        return self.task.label_names
 
     @property
     def majority(self) -> dict[str, float]:
-        """Share of the most frequent class per eval split."""
-        ...
+        """The share of each evaluation split's most frequent class: what a constant answer scores in accuracy."""
+        return {name: max(self.counts[name].values()) / len(split) for name, split in self.eval_splits.items()}
 
     def describe(self) -> str:
-        """Counts, label balance, majority baseline, size of one example in points, notes: for printing."""
-        ...
+        """Counts, balance, majority baseline, size of one example in points, and notes; a line each."""
+        lines = []
+        for name, counts in self.counts.items():
+            total = sum(counts.values())
+            balance = ', '.join(
+                f'{label or "no label"} {count / total:.1%}' for label, count in counts.items() if count
+            )
+            line = f'{name}: {total:,} rows ({balance})'
+            if name in self.eval_splits:
+                line += f'; majority {self.majority[name]:.2%}, one example is {100 / total:.2f} points'
+            lines.append(line)
+        return '\n'.join([*lines, *self.notes])
 
 
 def load_task_data(task: Task | str, config: Any) -> TaskData:
-    """`config` is the run's `data:` section (its `seed` fixes every subset; the run's seed plays no part)."""
-    raise NotImplementedError
+    """Read a task's data and cut it as the run's `data:` section says.
+
+    In this order: held-out share (`validation_fraction`, in place of the task's own evaluation splits; own data
+    without such a split hold out a fifth), `class_imbalance`, `train_rows`, `labelled_rows` (the others become
+    unlabelled), the `unlabelled` file, `label_noise`, `eval_rows`. Only `data.seed` plays a part, so that runs with
+    different seeds see the same rows, and a smaller training set is part of every larger one.
+
+    Args:
+        task: A task or its name.
+        config: Any object with the fields of `DataConfig`; what it lacks counts as not set.
+
+    Raises:
+        DataError: The data cannot be had or used; one sentence with file, line and reason.
+        FileNotFoundError: A file or folder does not exist.
+        ValueError: The task is unknown.
+    """
+    task = get_task(task) if isinstance(task, str) else task
+    fraction = getattr(config, 'validation_fraction', None)
+    source = read_source(task, config, ('train',) if fraction else ('train', *task.eval_splits))
+    task, notes, seed = source.task, list(source.notes), getattr(config, 'seed', 0)
+    train, evals = _evaluation(source, fraction, seed, notes)
+    next_id = int(max(split.example_ids.max() for split in (train, evals.get(HELD_OUT, train)))) + 1
+    train, unlabelled = _training(task, train, config, seed, next_id, notes)
+    if rows := getattr(config, 'eval_rows', None):
+        evals = {name: take(split, stratified_order(split.labels, seed)[:rows]) for name, split in evals.items()}
+    notes += _overlap(train, evals)
+    if task.caveat:
+        notes.append(task.caveat)
+    splits = {'train': train, **({'unlabelled': unlabelled} if unlabelled else {}), **evals}
+    return TaskData(
+        task,
+        train,
+        unlabelled,
+        evals,
+        fingerprint(task.name, task.label_names, train, unlabelled, *evals.values()),
+        {name: class_counts(split, task.label_names) for name, split in splits.items()},
+        notes,
+    )
 
 
 def load_test_splits(task: Task | str, config: Any) -> dict[str, Split]:
-    """GLUE's test splits without labels (all -100), for `composer-cmi submit`."""
-    raise NotImplementedError
+    """A GLUE task's test splits, without labels, for the leaderboard's files.
+
+    Raises:
+        DataError: The task has none, or they cannot be had.
+        FileNotFoundError: A file or folder does not exist.
+    """
+    task = get_task(task) if isinstance(task, str) else task
+    if not task.test_splits:
+        raise DataError(f'Task {task.name} has no test split without labels.')
+    return read_source(task, config, task.test_splits).splits
 
 
-def concatenate(first: Split, second: Split | None) -> Split:
-    """Labelled and unlabelled rows in one split, for distillation on both."""
-    raise NotImplementedError
+def _evaluation(source: Source, fraction: float | None, seed: int, notes: list[str]) -> tuple[Split, dict[str, Split]]:
+    splits = dict(source.splits)
+    train = splits.pop('train')
+    if splits and not fraction:
+        return train, splits
+    if not fraction:
+        fraction = _DEFAULT_HELD_OUT_SHARE
+        notes.append(f'No dev file: about {fraction:.0%} of train is held out for evaluation.')
+    mask = hashed_share(train, fraction, salt=str(seed))
+    if mask.all() or not mask.any():
+        raise DataError(f'Holding out {fraction:.0%} of {len(train)} rows leaves nothing on one side: give more rows.')
+    return take(train, np.flatnonzero(~mask)), {HELD_OUT: take(train, np.flatnonzero(mask))}
 
 
-def tokenize(split: Split, tokenizer: Any, *, max_length: int, cache_dir: str | Path | None = None) -> EncodedSplit:
-    raise NotImplementedError
+def _training(
+    task: Task, train: Split, config: Any, seed: int, next_id: int, notes: list[str]
+) -> tuple[Split, Split | None]:
+    if ratio := getattr(config, 'class_imbalance', None):
+        train = imbalance(train, ratio, task.num_classes, seed)
+    order = stratified_order(train.labels, seed)
+    rows = getattr(config, 'train_rows', None)
+    labelled = getattr(config, 'labelled_rows', None)
+    for key, wanted in (('train_rows', rows), ('labelled_rows', labelled)):
+        available = min(len(train), rows or len(train)) if key == 'labelled_rows' else len(train)
+        if wanted and wanted > available:
+            raise DataError(f'data.{key} asks for {wanted} rows, task {task.name} has {available} to train on.')
+    chosen = take(train, order[: rows or len(train)])
+    unlabelled = None
+    if labelled and labelled < len(chosen):
+        unlabelled = without_labels(take(chosen, np.arange(labelled, len(chosen))))
+        chosen = take(chosen, np.arange(labelled))
+    if path := getattr(config, 'unlabelled', None):
+        extra = read_unlabelled(task, path, next_id)
+        unlabelled = extra if unlabelled is None else concatenate(unlabelled, extra)
+    if noise := getattr(config, 'label_noise', 0.0):
+        chosen = add_label_noise(chosen, noise, task.num_classes, seed)
+        notes.append(f'{noise:.0%} of the training labels were replaced by wrong ones (data.label_noise).')
+    present = len(np.unique(chosen.labels))
+    if present < 2:
+        raise DataError(f'The {len(chosen)} training rows are all of one class; two are wanted: give more rows.')
+    if present < task.num_classes:
+        absent = [name for c, name in enumerate(task.label_names) if c not in chosen.labels]
+        notes.append(f'No training row has the class {", ".join(absent[:10])}.')
+    return chosen, unlabelled
 
 
-def train_dataloader(
-    dataset: EncodedSplit, tokenizer: Any, *, batch_size: int, seed: int, group_by_length: bool = True, num_workers: int = 0
-) -> DataSpec:
-    """`batch_size` is global (all ranks together) and must be a multiple of the number of ranks."""
-    raise NotImplementedError
-
-
-def eval_dataloader(dataset: EncodedSplit, tokenizer: Any, *, batch_size: int, num_workers: int = 0) -> DataSpec:
-    """`batch_size` is global. Rows come in order of length, each exactly once: go by example_id."""
-    raise NotImplementedError
+def _overlap(train: Split, evals: Mapping[str, Split]) -> list[str]:
+    seen = set(train.joined())
+    shared = {name: sum(text in seen for text in split.joined()) for name, split in evals.items()}
+    return [
+        f'{count} of the {len(evals[name])} rows of {name} are in train too.' for name, count in shared.items() if count
+    ]

@@ -1,27 +1,213 @@
-"""Official scores of a task, plus NLL and calibration. SKELETON: signatures are final, bodies follow."""
+"""A task's official scores, NLL and calibration; and the scores once more by other means.
+
+In training: torchmetrics, whose states are merged over ranks. From a run's predictions file: scikit-learn through
+a local module of Hugging Face `evaluate`, which shares no code with the first.
+"""
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+)
 
+from composer_cmi.run.readers import DataError
+from composer_cmi.run.splits import UNLABELLED
 from composer_cmi.run.tasks import Task
+
+__all__ = [
+    'F1',
+    'Accuracy',
+    'CalibrationError',
+    'MacroF1',
+    'MatthewsCorrelation',
+    'NegativeLogLikelihood',
+    'score',
+    'second_scores',
+    'task_metrics',
+]
+
+# One class per official name: Composer keys a model's metrics by class name. All take logits [N, C] and labels [N],
+# in which -100 is skipped.
+
+
+class Accuracy(MulticlassAccuracy):
+    """Share of right answers."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, average='micro', ignore_index=UNLABELLED)
+
+
+class F1(MulticlassF1Score):
+    """F1 of class 1 of two, as GLUE scores MRPC and QQP."""
+
+    def __init__(self, num_classes: int = 2) -> None:
+        super().__init__(num_classes, average='none', ignore_index=UNLABELLED)
+
+    def compute(self) -> Tensor:
+        """The score, 0-d."""
+        return super().compute()[1]
+
+
+class MacroF1(MulticlassConfusionMatrix):
+    """Mean of the classes' F1; a class without rows or answers counts 0, as scikit-learn has it."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, ignore_index=UNLABELLED)
+
+    def compute(self) -> Tensor:
+        """The score, 0-d."""
+        # torchmetrics' own macro average leaves absent classes out, so its value would depend on the split.
+        table = super().compute().double()
+        both = table.sum(0) + table.sum(1)
+        return (2 * table.diagonal() / both.clamp(min=1)).mean().float()
+
+
+class MatthewsCorrelation(MulticlassConfusionMatrix):
+    """Matthews correlation (Gorodkin's R_K); 0 for a constant answer, as GLUE and scikit-learn have it."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, ignore_index=UNLABELLED)
+
+    def compute(self) -> Tensor:
+        """The score, 0-d."""
+        # torchmetrics' own version replaces 0/0 by a value that is not 0: a collapsed model would score on CoLA.
+        table = super().compute().double()
+        total, right = table.sum(), table.diagonal().sum()
+        true, given = table.sum(1), table.sum(0)
+        covariance = right * total - true @ given
+        spread = (total**2 - given @ given) * (total**2 - true @ true)
+        return torch.where(spread > 0, covariance / spread.clamp(min=1).sqrt(), torch.zeros_like(spread)).float()
+
+
+class NegativeLogLikelihood(Metric):
+    """Mean of -ln p(label), in nats."""
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, num_classes: int | None = None) -> None:
+        super().__init__()
+        self.add_state('total', torch.zeros((), dtype=torch.float64), dist_reduce_fx='sum')
+        self.add_state('count', torch.zeros((), dtype=torch.int64), dist_reduce_fx='sum')
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add rows: logits [N, C], labels [N]."""
+        losses = cross_entropy(preds.float(), target, ignore_index=UNLABELLED, reduction='none')
+        self.total = self.total + losses.sum(dtype=self.total.dtype)
+        self.count = self.count + (target != UNLABELLED).sum()
+
+    def compute(self) -> Tensor:
+        """The mean, 0-d."""
+        return (self.total / self.count).float()
+
+
+class CalibrationError(MulticlassCalibrationError):
+    """Expected calibration error of the top class, 15 equal bins (Guo et al. 2017)."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, n_bins=15, norm='l1', ignore_index=UNLABELLED)
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add rows: logits [N, C], labels [N]."""
+        # Given logits, torchmetrics applies the softmax only if some value lies outside [0, 1]: do it here, always.
+        super().update(preds.float().softmax(-1), target)
+
+
+_METRICS: dict[str, type[Metric]] = {
+    'accuracy': Accuracy,
+    'f1': F1,
+    'macro_f1': MacroF1,
+    'matthews_correlation': MatthewsCorrelation,
+}
 
 
 def task_metrics(task: Task) -> dict[str, Metric]:
-    """{'accuracy': Accuracy(...), ..., 'nll':, 'ece':}. Each of its own class, as Composer's HuggingFaceModel keys by class
-    name: `HuggingFaceModel(..., eval_metrics=list(task_metrics(task).values()), use_logits=True)`. update(logits[N,C], labels[N])."""
-    raise NotImplementedError
+    """Fresh metrics by name: the task's official ones, then 'nll' (nats) and 'ece'.
+
+    For Composer: ``HuggingFaceModel(..., use_logits=True, eval_metrics=list(task_metrics(task).values()))``.
+    """
+    classes = task.num_classes
+    official = {name: _METRICS[name](num_classes=classes) for name in task.metrics}
+    return {**official, 'nll': NegativeLogLikelihood(classes), 'ece': CalibrationError(classes)}
 
 
-def score(task: Task, logits: Tensor | Any, labels: Tensor | Any) -> dict[str, float]:
-    """Shares in [0, 1] (nll in nats); rows labelled -100 are skipped."""
-    raise NotImplementedError
+def score(task: Task, logits: Any, labels: Any) -> dict[str, float]:
+    """Score one split: official metrics and 'ece' as shares, 'nll' in nats.
+
+    Args:
+        task: The task.
+        logits: [N, C], a tensor or what becomes one.
+        labels: Class indices [N]; rows of -100 are skipped.
+
+    Raises:
+        ValueError: The shapes do not fit, no row has a label, or a logit is not finite.
+    """
+    logits = torch.as_tensor(logits).detach().cpu().float()
+    labels = torch.as_tensor(labels).detach().cpu().long()
+    if logits.shape != (len(labels), task.num_classes):
+        wanted = f'[{len(labels)}, {task.num_classes}]'
+        raise ValueError(f'Task {task.name} is scored on logits of shape {wanted}, here is {list(logits.shape)}.')
+    if not bool((labels != UNLABELLED).any()):
+        raise ValueError('None of the rows to score has a label.')
+    if not bool(logits.isfinite().all()):
+        row = int((~logits.isfinite()).any(1).nonzero()[0])
+        raise ValueError(f'The logits of row {row} are not finite: training has diverged.')
+    metrics = task_metrics(task)
+    for metric in metrics.values():
+        metric.update(logits, labels)
+    return {name: float(metric.compute()) for name, metric in metrics.items()}
 
 
 def second_scores(task: Task, predictions_csv: str | Path) -> dict[str, float]:
-    """The same official metrics from a run's predictions file, by a local `evaluate` module on scikit-learn."""
-    raise NotImplementedError
+    """The official metrics once more, from a run's predictions file, by scikit-learn through `evaluate`.
+
+    Args:
+        task: The task.
+        predictions_csv: A file with the columns label and prediction: class names or class indices.
+
+    Raises:
+        DataError: The file lacks a column, holds an unknown class, or no row has a label.
+    """
+    import evaluate
+
+    labels, predictions = _read_predictions(task, Path(predictions_csv))
+    module = evaluate.load(str(Path(__file__).parent / 'second_scores'))
+    computed = module.compute(
+        predictions=predictions, references=labels, metrics=list(task.metrics), num_classes=task.num_classes
+    )
+    return {name: float(value) for name, value in (computed or {}).items()}
+
+
+def _read_predictions(task: Task, path: Path) -> tuple[list[int], list[int]]:
+    names = {name: i for i, name in enumerate(task.label_names)}
+    indices = {} if any(name.isdigit() for name in names) else {str(i): i for i in range(len(names))}
+    known = indices | names
+    labels, predictions = [], []
+    with path.open(newline='', encoding='utf-8') as file:
+        reader = csv.DictReader(file)
+        missing = {'label', 'prediction'} - set(reader.fieldnames or ())
+        if missing:
+            raise DataError(f'{path}: there is no column {min(missing)!r} in this predictions file.')
+        for row in reader:
+            if row['label'] in ('', str(UNLABELLED)):
+                continue
+            for cell in (row['label'], row['prediction']):
+                if cell not in known:
+                    raise DataError(f'{path}, line {reader.line_num}: unknown class {cell!r} of task {task.name}.')
+            labels.append(known[row['label']])
+            predictions.append(known[row['prediction']])
+    if not labels:
+        raise DataError(f'{path}: no row has a label.')
+    return labels, predictions

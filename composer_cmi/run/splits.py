@@ -1,0 +1,142 @@
+"""Rows of text with labels, and the pure functions that cut them to size.
+
+Every choice of rows depends on the data and `data.seed` alone, never on the run's seed: runs that are compared
+must see the same rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+__all__ = [
+    'UNLABELLED',
+    'Split',
+    'add_label_noise',
+    'class_counts',
+    'concatenate',
+    'fingerprint',
+    'hashed_share',
+    'imbalance',
+    'stratified_order',
+    'take',
+    'without_labels',
+]
+
+UNLABELLED = -100  # what torch's cross entropy ignores
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of one split, as text.
+
+    Attributes:
+        texts: One list of N strings per text column (one for sentences, two for pairs).
+        labels: Class indices, int64 [N]; -100 where a row has no label.
+        example_ids: Row numbers in the split's source file, int64 [N]; they stay with a row when rows are
+            dropped or shuffled.
+    """
+
+    texts: tuple[list[str], ...]
+    labels: np.ndarray
+    example_ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def joined(self) -> list[str]:
+        """Each row's text columns in one string: equal exactly for equal texts."""
+        return ['\x1f'.join(row) for row in zip(*self.texts, strict=True)]
+
+
+def take(split: Split, rows: np.ndarray | Sequence[int]) -> Split:
+    """The given rows in the given order, with their example ids."""
+    index = np.asarray(rows, dtype=np.int64)
+    texts = tuple([column[i] for i in index] for column in split.texts)
+    return Split(texts, split.labels[index], split.example_ids[index])
+
+
+def concatenate(first: Split, second: Split | None) -> Split:
+    """Both splits' rows in one, e.g. labelled rows and unlabelled transfer rows for distillation."""
+    if second is None:
+        return first
+    texts = tuple(a + b for a, b in zip(first.texts, second.texts, strict=True))
+    labels = np.concatenate([first.labels, second.labels])
+    return Split(texts, labels, np.concatenate([first.example_ids, second.example_ids]))
+
+
+def without_labels(split: Split) -> Split:
+    """The same rows as unlabelled ones."""
+    return replace(split, labels=np.full(len(split), UNLABELLED, dtype=np.int64))
+
+
+def class_counts(split: Split, label_names: Sequence[str]) -> dict[str, int]:
+    """Rows per class name; rows without a label, if any, under ''."""
+    counts = {name: int((split.labels == i).sum()) for i, name in enumerate(label_names)}
+    unlabelled = int((split.labels == UNLABELLED).sum())
+    return counts | ({'': unlabelled} if unlabelled else {})
+
+
+def hashed_share(split: Split, fraction: float, salt: str = '') -> np.ndarray:
+    """Which rows fall into a share of about `fraction` that depends on each row's text alone, bool [N].
+
+    Equal texts fall on the same side, so that no duplicate leaks from one side to the other, and a row's side
+    does not change when other rows are added or removed.
+    """
+    digests = (hashlib.sha256(f'{salt}\x1e{key}'.encode()).digest()[:8] for key in split.joined())
+    values = np.array([int.from_bytes(digest, 'big') for digest in digests], dtype=np.uint64)
+    return values < np.uint64(int(fraction * 2**63) * 2)
+
+
+def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
+    """An order in which every prefix has the whole's class balance, to within one row per class, int64 [N].
+
+    Prefixes are nested: the first 500 rows are among the first 1,000. Row k of the n shuffled rows of a class is
+    placed at (k + u) / n, with one u per class so that small classes do not all come last.
+    """
+    rng = np.random.default_rng(seed)
+    places = np.empty(len(labels))
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        places[rows] = (np.arange(len(rows)) + rng.random()) / len(rows)
+    return np.argsort(places, kind='stable')
+
+
+def imbalance(split: Split, ratio: float, num_classes: int, seed: int) -> Split:
+    """Thin classes out along an exponential profile: the last class keeps `ratio` times the first one's rows.
+
+    Class c keeps at most n * ratio ** (c / (C - 1)) rows, n being the smallest class's size, so that the profile
+    is the same whatever the balance was before (the long-tailed sets of Cui et al. 2019).
+    """
+    sizes = np.array([(split.labels == c).sum() for c in range(num_classes)])
+    profile = sizes.min() * ratio ** (np.arange(num_classes) / max(num_classes - 1, 1))
+    keep = np.maximum(np.rint(profile).astype(np.int64), 1)
+    rng = np.random.default_rng(seed)
+    chosen = [rng.permutation(np.flatnonzero(split.labels == c))[: keep[c]] for c in range(num_classes)]
+    return take(split, np.sort(np.concatenate(chosen)))
+
+
+def add_label_noise(split: Split, share: float, num_classes: int, seed: int) -> Split:
+    """Give round(share * N) randomly chosen labelled rows another label, uniform over the other classes."""
+    rng = np.random.default_rng(seed)
+    labelled = np.flatnonzero(split.labels != UNLABELLED)
+    rows = rng.choice(labelled, size=round(share * len(labelled)), replace=False)
+    labels = split.labels.copy()
+    labels[rows] = (labels[rows] + rng.integers(1, num_classes, size=len(rows))) % num_classes
+    return replace(split, labels=labels)
+
+
+def fingerprint(*parts: Split | Sequence[str] | str | None) -> str:
+    """A short hash of texts, labels, ids and names: equal exactly for equal data (16 hex digits)."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Split):
+            digest.update('\x1e'.join(part.joined()).encode('utf-8', 'surrogatepass'))
+            digest.update(part.labels.astype('<i8').tobytes() + part.example_ids.astype('<i8').tobytes())
+        else:
+            digest.update(repr(part).encode())
+        digest.update(b'\x00')
+    return digest.hexdigest()[:16]
