@@ -108,26 +108,26 @@ def load_task_data(task: Task | str, config: Any) -> TaskData:
         FileNotFoundError: A file or folder does not exist.
         ValueError: The task is unknown.
     """
-    task = get_task(task) if isinstance(task, str) else task
+    asked = _task(task)
     fraction = getattr(config, 'validation_fraction', None)
-    source = read_source(task, config, ('train',) if fraction else ('train', *task.eval_splits))
-    task, notes, seed = source.task, list(source.notes), getattr(config, 'seed', 0)
+    source = read_source(asked, config, ('train',) if fraction else ('train', *asked.eval_splits))
+    found, notes, seed = source.task, list(source.notes), getattr(config, 'seed', 0)
     train, evals = _evaluation(source, fraction, seed, notes)
     next_id = int(max(split.example_ids.max() for split in (train, evals.get(HELD_OUT, train)))) + 1
-    train, unlabelled = _training(task, train, config, seed, next_id, notes)
+    train, unlabelled = _training(found, train, config, seed, next_id, notes)
     if rows := getattr(config, 'eval_rows', None):
         evals = {name: take(split, stratified_order(split.labels, seed)[:rows]) for name, split in evals.items()}
     notes += _overlap(train, evals)
-    if task.caveat:
-        notes.append(task.caveat)
+    if found.caveat:
+        notes.append(found.caveat)
     splits = {'train': train, **({'unlabelled': unlabelled} if unlabelled else {}), **evals}
     return TaskData(
-        task,
+        found,
         train,
         unlabelled,
         evals,
-        fingerprint(task.name, task.label_names, train, unlabelled, *evals.values()),
-        {name: class_counts(split, task.label_names) for name, split in splits.items()},
+        fingerprint(found.name, found.label_names, train, unlabelled, *evals.values()),
+        {name: class_counts(split, found.label_names) for name, split in splits.items()},
         notes,
     )
 
@@ -139,10 +139,14 @@ def load_test_splits(task: Task | str, config: Any) -> dict[str, Split]:
         DataError: The task has none, or they cannot be had.
         FileNotFoundError: A file or folder does not exist.
     """
-    task = get_task(task) if isinstance(task, str) else task
-    if not task.test_splits:
-        raise DataError(f'Task {task.name} has no test split without labels.')
-    return read_source(task, config, task.test_splits).splits
+    asked = _task(task)
+    if not asked.test_splits:
+        raise DataError(f'Task {asked.name} has no test split without labels.')
+    return read_source(asked, config, asked.test_splits).splits
+
+
+def _task(task: Task | str) -> Task:
+    return get_task(task) if isinstance(task, str) else task
 
 
 def _evaluation(source: Source, fraction: float | None, seed: int, notes: list[str]) -> tuple[Split, dict[str, Split]]:

@@ -16,7 +16,6 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
 from torchmetrics.classification import (
     MulticlassAccuracy,
-    MulticlassCalibrationError,
     MulticlassConfusionMatrix,
     MulticlassF1Score,
 )
@@ -113,16 +112,30 @@ class NegativeLogLikelihood(Metric):
         return (self.total / self.count).float()
 
 
-class CalibrationError(MulticlassCalibrationError):
+class CalibrationError(Metric):
     """Expected calibration error of the top class, 15 equal bins (Guo et al. 2017)."""
 
-    def __init__(self, num_classes: int) -> None:
-        super().__init__(num_classes, n_bins=15, norm='l1', ignore_index=UNLABELLED)
+    full_state_update = False
+    sums: Tensor
+
+    def __init__(self, num_classes: int | None = None, bins: int = 15) -> None:
+        super().__init__()
+        self.bins = bins
+        # Sums per bin, not the rows: torchmetrics' own keeps lists, and a rank without rows then hangs the merge.
+        self.add_state('sums', torch.zeros(3, bins, dtype=torch.float64), dist_reduce_fx='sum')
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add rows: logits [N, C], labels [N]."""
-        # Given logits, torchmetrics applies the softmax only if some value lies outside [0, 1]: do it here, always.
-        super().update(preds.float().softmax(-1), target)
+        confidence, answer = preds.double().softmax(-1).max(-1)
+        labelled = (target != UNLABELLED).double()
+        place = (confidence * self.bins).long().clamp(max=self.bins - 1)
+        rows = torch.stack([labelled, labelled * confidence, labelled * (answer == target)])
+        self.sums = self.sums.index_add(1, place, rows.to(self.sums.dtype))
+
+    def compute(self) -> Tensor:
+        """The mean distance between confidence and accuracy over rows, 0-d."""
+        count, confidence, right = self.sums
+        return ((confidence - right).abs().sum() / count.sum()).float()
 
 
 _METRICS: dict[str, type[Metric]] = {
@@ -175,10 +188,10 @@ def second_scores(task: Task, predictions_csv: str | Path) -> dict[str, float]:
 
     Args:
         task: The task.
-        predictions_csv: A file with the columns label and prediction: class names or class indices.
+        predictions_csv: A file with the columns label (empty or -100: not scored) and prediction, class indices.
 
     Raises:
-        DataError: The file lacks a column, holds an unknown class, or no row has a label.
+        DataError: The file lacks a column, holds something else, or no row has a label.
     """
     import evaluate
 
@@ -191,9 +204,7 @@ def second_scores(task: Task, predictions_csv: str | Path) -> dict[str, float]:
 
 
 def _read_predictions(task: Task, path: Path) -> tuple[list[int], list[int]]:
-    names = {name: i for i, name in enumerate(task.label_names)}
-    indices = {} if any(name.isdigit() for name in names) else {str(i): i for i in range(len(names))}
-    known = indices | names
+    known = {str(i): i for i in range(task.num_classes)}
     labels, predictions = [], []
     with path.open(newline='', encoding='utf-8') as file:
         reader = csv.DictReader(file)
@@ -205,7 +216,7 @@ def _read_predictions(task: Task, path: Path) -> tuple[list[int], list[int]]:
                 continue
             for cell in (row['label'], row['prediction']):
                 if cell not in known:
-                    raise DataError(f'{path}, line {reader.line_num}: unknown class {cell!r} of task {task.name}.')
+                    raise DataError(f'{path}, line {reader.line_num}: {cell!r} is no class index of task {task.name}.')
             labels.append(known[row['label']])
             predictions.append(known[row['prediction']])
     if not labels:

@@ -38,10 +38,8 @@ class SecondScores(evaluate.Metric):
     def _compute(self, predictions, references, metrics=('accuracy',), num_classes=2):
         available = {
             'accuracy': lambda: accuracy_score(references, predictions),
-            'f1': lambda: f1_score(references, predictions, pos_label=1, zero_division=0),
-            'macro_f1': lambda: f1_score(
-                references, predictions, labels=list(range(num_classes)), average='macro', zero_division=0
-            ),
+            'f1': lambda: f1_score(references, predictions, pos_label=1),
+            'macro_f1': lambda: f1_score(references, predictions, labels=list(range(num_classes)), average='macro'),
             'matthews_correlation': lambda: matthews_corrcoef(references, predictions),
         }
         return {name: float(available[name]()) for name in metrics}
