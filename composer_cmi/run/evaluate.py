@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from composer.core import DataSpec, Precision
+from composer.core import DataSpec, Precision, get_precision_context
 from composer.devices import Device
 from composer.models import HuggingFaceModel
-from composer.utils import dist, get_precision_context
+from composer.utils import dist
 from torch import Tensor
 
 from composer_cmi import functional

@@ -43,9 +43,7 @@ def _time_string(value: str) -> str:
 
 def _duration(value: str) -> str:
     if Time.from_timestring(value).unit not in (TimeUnit.EPOCH, TimeUnit.BATCH, TimeUnit.SAMPLE):
-        raise ValueError(
-            f"{value!r} must be in epochs, batches or samples, such as '3ep', '100ba' or '5000sp'"
-        )
+        raise ValueError(f"{value!r} must be in epochs, batches or samples, such as '3ep', '100ba' or '5000sp'")
     if Time.from_timestring(value).value == 0:
         raise ValueError(f'{value!r} would train nothing')
     return value
@@ -53,9 +51,7 @@ def _duration(value: str) -> str:
 
 def _relative_path(value: str) -> str:
     if not value or Path(value).is_absolute() or '..' in Path(value).parts:
-        raise ValueError(
-            f"{value!r} must be a name below output_dir, such as 'rte_mincmi' or 'glue/rte/seed1'"
-        )
+        raise ValueError(f"{value!r} must be a name below output_dir, such as 'rte_mincmi' or 'glue/rte/seed1'")
     return value
 
 
@@ -101,6 +97,8 @@ class DataConfig(_Section):
     metrics: list[str] | None = Field(None, min_length=1)
     label_noise: float = Field(0.0, ge=0, lt=1)
     """Give this share of the training rows a wrong label, drawn evenly among the other classes."""
+    class_imbalance: float | None = Field(None, gt=0, le=1)
+    """Thin the classes out, so that the last one keeps this share of the first one's training rows."""
     group_by_length: bool = True
     cache_dir: str | None = None
 

@@ -1,0 +1,86 @@
+"""``composer-cmi``: run a YAML file, list what can be named in one."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from composer.utils import dist
+from rich.console import Console
+from rich.table import Table
+
+from composer_cmi import registry
+from composer_cmi.run.errors import ConfigError
+
+__all__ = ['app', 'main', 'run_file']
+
+app = typer.Typer(
+    help='Fine-tune, distil and compare text classifiers by conditional mutual information.',
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command('run')
+def run_command(
+    yaml_file: Annotated[str, typer.Argument(help='A run, e.g. yamls/demo_mincmi.yaml')],
+    overrides: Annotated[list[str] | None, typer.Argument(help='key.sub=value, e.g. train.max_duration=1ep')] = None,
+) -> None:
+    """Run one YAML file on this machine; several processes: composer -n N train.py FILE."""
+    raise typer.Exit(run_file(yaml_file, overrides or []))
+
+
+@app.command('list')
+def list_command(
+    kind: Annotated[str, typer.Argument(help='tasks, algorithms, models, loggers or all')] = 'all',
+) -> None:
+    """List the tasks, algorithms, models and loggers that a YAML file can name."""
+    from composer_cmi.run.loggers import get_logger, known_loggers
+
+    kinds = {
+        'tasks': (registry.known_tasks, registry.get_task),
+        'algorithms': (registry.known_algorithms, registry.get_algorithm),
+        'models': (registry.known_models, registry.get_model),
+        'loggers': (known_loggers, get_logger),
+    }
+    if kind not in (*kinds, 'all'):
+        raise typer.Exit(
+            _fail(f'There is no list of {kind!r}.{registry.nearest(kind, kinds)} Lists: {", ".join(kinds)}.')
+        )
+    console = Console(file=sys.stdout)
+    for name, (known, get) in kinds.items():
+        if kind in (name, 'all'):
+            table = Table(title=name, title_justify='left', show_header=False)
+            for entry in known():
+                table.add_row(entry, registry.describe(get(entry)).replace('`', ''))
+            console.print(table)
+    if kind in ('models', 'all'):
+        console.print('Any Hugging Face hub name or folder, and any finished run folder, is a model too.')
+
+
+def run_file(yaml_file: str, overrides: list[str]) -> int:
+    """Run a YAML file with overrides; returns the exit code, after printing one sentence about a user's error."""
+    from composer_cmi.run.arms import run_all
+    from composer_cmi.run.config import load_config
+
+    try:
+        run_all(load_config(yaml_file, overrides))
+    except ConfigError as error:
+        return _fail(str(error))
+    return 0
+
+
+def _fail(sentence: str) -> int:
+    if dist.get_global_rank() == 0:
+        print(f'composer-cmi: {sentence}', file=sys.stderr)
+    return 2
+
+
+def main() -> None:
+    """Entry of ``train.py``: ``composer train.py yamls/NAME.yaml key.sub=value ...``."""
+    if len(sys.argv) < 2 or sys.argv[1] in ('-h', '--help'):
+        print('usage: composer [-n RANKS] train.py FILE.yaml [key.sub=value ...]', file=sys.stderr)
+        raise SystemExit(0 if len(sys.argv) > 1 else 2)
+    raise SystemExit(run_file(sys.argv[1], sys.argv[2:]))

@@ -1,0 +1,116 @@
+"""Several arms of one run, each from the same seed, and the table that sets them side by side."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from composer.devices import Device
+from composer.utils import dist, get_device
+from rich.console import Console
+from rich.table import Table
+
+from composer_cmi.run.config import arm_configs
+from composer_cmi.run.data import TaskData
+from composer_cmi.run.folder import finished_results
+from composer_cmi.run.results import RunResults
+from composer_cmi.run.schema import RunConfig
+from composer_cmi.run.train import load_data, train_run
+
+__all__ = ['results_table', 'run_all']
+
+
+def run_all(config: RunConfig) -> dict[str, RunResults]:
+    """Run every arm that has not finished before, in order, and print one table. All ranks call it.
+
+    Raises:
+        ConfigError: in one sentence, before the first training, for whatever cannot be run.
+    """
+    arms = arm_configs(config)
+    device = get_device(config.train.device)
+    if dist.get_world_size() > 1:
+        dist.initialize_dist(device)
+    console = Console(file=sys.stdout, highlight=False, quiet=dist.get_global_rank() != 0)
+    # Everything that can be refused is refused before the first arm trains.
+    done = {name: finished_results(arm) for name, arm in arms.items()}
+    datasets = {name: load_data(arm) for name, arm in arms.items() if done[name] is None}
+    results = {}
+    shown = ''
+    for name, arm in arms.items():
+        finished = done[name]
+        if finished is not None:
+            console.print(f'[bold]{name}[/]: finished before, in {arm.folder}')
+            results[name] = finished
+            continue
+        shown = _introduce(console, name, arm, datasets[name], device, shown)
+        results[name] = train_run(arm, datasets.pop(name))
+    console.print()
+    console.print(results_table(results, title=f'{config.run_name}: {config.task}'))
+    console.print(f'Run folder: [bold]{config.folder}[/] (each with results.json, cmi.png, model/, predictions)')
+    return results
+
+
+def _introduce(console: Console, name: str, arm: RunConfig, data: TaskData, device: Device, shown: str) -> str:
+    """Say what is about to run; the data only where they differ from the ones before. Returns what was said of them."""
+    description = data.describe()
+    if description != shown:
+        console.print(description, markup=False)
+    algorithms = ', '.join(f'{key}({_arguments(kwargs)})' for key, kwargs in arm.algorithms.items()) or 'none'
+    console.print(f'\n[bold]{name}[/]: {arm.model.name_or_path}, {arm.train.max_duration}, seed {arm.seed}', end='')
+    console.print(f', {dist.get_world_size()} x {device.name}; algorithms: {algorithms}')
+    return description
+
+
+def _arguments(kwargs: Mapping[str, Any]) -> str:
+    return ', '.join(f'{key}={value}' for key, value in kwargs.items())
+
+
+def results_table(results: Mapping[str, RunResults], title: str = '') -> Table:
+    """One column an arm: scores, held-out information before and after training, time."""
+    table = Table(title=title, title_justify='left')
+    table.add_column('')
+    for name in results:
+        table.add_column(name, justify='right')
+    for label, values in _rows(results):
+        if label == '':
+            table.add_section()
+        else:
+            table.add_row(label, *values)
+    return table
+
+
+def _rows(results: Mapping[str, RunResults]) -> list[tuple[str, list[str]]]:
+    runs = list(results.values())
+    rows: list[tuple[str, list[str]]] = []
+    splits = dict.fromkeys(split for run in runs for split in run.scores)
+    for split in splits:
+        names = dict.fromkeys(name for run in runs for name in run.scores.get(split, {}))
+        for name in names:
+            rows.append((f'{split} {name}', [_number(run.scores.get(split, {}).get(name), '.4f') for run in runs]))
+    for space in ('features', 'logits'):
+        rows.append(('', []))
+        for key, symbol in (('cmi', 'CMI'), ('mutual_information', 'I(X;Z)'), ('relative_cmi', 'rho')):
+            rows.append((f'{symbol}, {space}: before -> after', [_before_after(run, space, key) for run in runs]))
+    if any(run.teacher for run in runs):
+        rows.append(('', []))
+        keys = dict.fromkeys(key for run in runs for key, value in (run.teacher or {}).items() if _is_number(value))
+        rows += [(f'teacher {key}', [_number((run.teacher or {}).get(key), '.4g') for run in runs]) for key in keys]
+    rows.append(('', []))
+    rows.append(('steps', [str(run.timing.steps) for run in runs]))
+    rows.append(('training, seconds', [f'{run.timing.train_seconds:.1f}' for run in runs]))
+    rows.append(('seconds a step', [f'{run.timing.seconds_per_step:.3f}' for run in runs]))
+    return rows
+
+
+def _before_after(run: RunResults, space: Any, key: str) -> str:
+    parts = [getattr(run.cmi[when][space], key) if when in run.cmi else None for when in ('before', 'after')]
+    return ' -> '.join(_number(part, '.3g') for part in parts)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _number(value: float | None, spec: str) -> str:
+    return '-' if value is None else format(value, spec)

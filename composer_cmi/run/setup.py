@@ -1,0 +1,151 @@
+"""The parts of a Composer ``Trainer``, made from a configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from composer.core import Algorithm, Precision, Time, TimeUnit
+from composer.devices import Device, DeviceGPU
+from composer.optim import ComposerScheduler, LinearScheduler, LinearWithWarmupScheduler
+from composer.utils import dist
+from composer.utils.parallelism import FSDP2Config
+
+from composer_cmi import registry
+from composer_cmi.run.errors import ConfigError
+from composer_cmi.run.schema import OptimizerConfig, RunConfig, TrainConfig
+
+__all__ = [
+    'build_algorithms',
+    'build_optimizer',
+    'build_parallelism',
+    'build_scheduler',
+    'choose_precision',
+    'rank_batch_size',
+    'to_steps',
+    'user_errors',
+]
+
+
+@contextmanager
+def user_errors(where: str = '') -> Iterator[None]:
+    """Turn what setting up a run raises about the user's input into one sentence with the YAML section in front.
+
+    Raises:
+        ConfigError: for a ValueError, TypeError or missing file raised inside.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        message = ' '.join(str(error).split())
+        raise ConfigError(f'{where}: {message}' if where else message) from error
+
+
+def to_steps(time: str, *, steps_per_epoch: int, batch_size: int, total: int | None = None) -> int:
+    """Optimizer steps in a Composer time string: ``'3ep'``, ``'100ba'``, ``'5000sp'`` or ``'0.1dur'`` of ``total``.
+
+    Composer itself counts a share of ``'3ep'`` in whole epochs, so that a warm-up of ``'0.1dur'`` would be none.
+    """
+    parsed = Time.from_timestring(time)
+    if parsed.unit is TimeUnit.EPOCH:
+        return parsed.value * steps_per_epoch
+    if parsed.unit is TimeUnit.BATCH:
+        return parsed.value
+    if parsed.unit is TimeUnit.SAMPLE:
+        return math.ceil(parsed.value / batch_size)
+    if parsed.unit is TimeUnit.DURATION and total is not None:
+        return int(parsed.value * total)
+    raise ConfigError(f"{time!r} cannot be counted in steps: use 'ep', 'ba', 'sp' or 'dur'.")
+
+
+def build_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW with bias correction; biases and normalisation weights are not decayed (Mosbach et al. 2021)."""
+    no_decay = {
+        id(parameter)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if name == 'bias' or 'norm' in type(module).__name__.lower()
+    }
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {'params': [p for p in trained if id(p) not in no_decay], 'weight_decay': config.weight_decay},
+        {'params': [p for p in trained if id(p) in no_decay], 'weight_decay': 0.0},
+    ]
+    groups = [group for group in groups if group['params']]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+
+
+def build_scheduler(warmup_steps: int, total_steps: int) -> ComposerScheduler:
+    """Linear warm-up over ``warmup_steps``, then linear decay to 0 at ``total_steps``.
+
+    Raises:
+        ConfigError: if the warm-up is as long as the training.
+    """
+    if warmup_steps >= total_steps:
+        raise ConfigError(
+            f'scheduler.warmup: {warmup_steps} steps leave nothing of the {total_steps} steps of training.'
+        )
+    if warmup_steps == 0:
+        return LinearScheduler()
+    return LinearWithWarmupScheduler(t_warmup=f'{warmup_steps}ba', t_max=f'{total_steps}ba')
+
+
+def build_algorithms(sections: Mapping[str, Mapping[str, Any]]) -> list[Algorithm]:
+    """Construct each algorithm from its YAML section.
+
+    Raises:
+        ConfigError: if an algorithm refuses its arguments.
+    """
+    built = []
+    for name, kwargs in sections.items():
+        with user_errors(f'algorithms.{name}'):
+            built.append(registry.get_algorithm(name)(**kwargs))
+    return built
+
+
+def choose_precision(config: TrainConfig, device: Device) -> Precision:
+    """fp32 on a CPU and amp_bf16 on a GPU unless the configuration says otherwise.
+
+    Raises:
+        ConfigError: if a CPU is asked for mixed precision, which Composer does not do there.
+    """
+    on_gpu = isinstance(device, DeviceGPU)
+    if config.precision is None:
+        return Precision.AMP_BF16 if on_gpu else Precision.FP32
+    if not on_gpu and config.precision != 'fp32':
+        raise ConfigError(f'train.precision: {config.precision!r} needs a GPU; on this device it must be fp32.')
+    return Precision(config.precision)
+
+
+def rank_batch_size(batch_size: int, key: str) -> int:
+    """One rank's share of a global batch.
+
+    Raises:
+        ConfigError: if the ranks do not divide it.
+    """
+    world_size = dist.get_world_size()
+    if batch_size % world_size:
+        raise ConfigError(f'{key}: {batch_size} rows cannot be shared evenly by {world_size} ranks.')
+    return batch_size // world_size
+
+
+def build_parallelism(config: RunConfig) -> dict[str, Any] | None:
+    """The ``fsdp`` section as Composer's FSDP2 configuration; None leaves several ranks to DDP.
+
+    Raises:
+        ConfigError: for a key that FSDP2 does not have.
+    """
+    if config.fsdp is None:
+        return None
+    known = sorted(FSDP2Config.settable_attrs() - {'device_mesh', 'state_dict_type'})
+    for key in config.fsdp:
+        if key not in known:
+            suggestion = registry.nearest(key, known)
+            raise ConfigError(f'unknown key {f"fsdp.{key}"!r}.{suggestion} Known here: {", ".join(known)}.')
+    state_dict_type = 'sharded' if config.checkpoint.save_sharded else 'full'
+    return {'fsdp': FSDP2Config(**config.fsdp, state_dict_type=state_dict_type)}
