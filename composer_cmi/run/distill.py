@@ -1,0 +1,151 @@
+"""A run's teacher: checked on the evaluation split and read over the training text before the student starts."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.core import Precision, get_precision_context
+from composer.devices import Device
+from composer.utils import dist
+from torch import Tensor
+
+from composer_cmi import functional as cmi_f
+from composer_cmi.algorithms.distillation import KnowledgeDistillation
+from composer_cmi.compatibility import check_numbers, label_order
+from composer_cmi.logit_cache import CacheKey, LogitCache, open_or_build
+from composer_cmi.run.batches import Collator
+from composer_cmi.run.data import TaskData, concatenate, tokenize
+from composer_cmi.run.encoding import EncodedSplit, tokenizer_fingerprint
+from composer_cmi.run.models import check_max_length
+from composer_cmi.run.splits import Split
+from composer_cmi.teacher import Teacher, load_teacher
+from composer_cmi.teacher_pass import rows_fingerprint, run_teacher
+
+__all__ = ['prepare_distillation']
+
+log = logging.getLogger(__name__)
+
+
+def prepare_distillation(
+    algorithm: KnowledgeDistillation,
+    data: TaskData,
+    tokenizer: Any,
+    *,
+    max_length: int,
+    device: Device,
+    precision: Precision,
+    batch_size: int = 128,
+    cache_dir: str | None = None,
+) -> None:
+    """Load the teacher of `algorithm`, check and print its accuracy, and fill its cache of logits; all ranks call it.
+
+    To be called once, between the construction of the algorithm from its YAML section and that of the Trainer. With
+    `cache` set, the teacher reads the text by its own tokenizer, over all training rows, those without labels too, and
+    the algorithm then holds an open `LogitCache`; of several ranks or runs one computes and the others wait at a file
+    lock. Without, the teacher reads the student's batches in every step and must share its vocabulary. The algorithm's
+    `teacher_facts` go into `results.json`. No random number is drawn.
+
+    Args:
+        algorithm: Not yet part of a Trainer.
+        data: The run's data.
+        tokenizer: The student's.
+        max_length: Tokens that a text is cut to.
+        device: Where the teacher runs.
+        precision: What it runs in, that of the run.
+        batch_size: Rows that it reads at a time.
+        cache_dir: Where tokenised text is kept.
+
+    Raises:
+        ValueError: The teacher does not fit the task, or is not better than naming the commonest class always.
+        FileNotFoundError: There is no such teacher.
+    """
+    if algorithm.teacher is None:
+        return  # a finished cache file, whose teacher is not here to be checked
+    teacher = load_teacher(algorithm.teacher, assume_same_labels=algorithm.assume_same_labels)
+    algorithm.teacher = teacher
+    check_numbers(teacher.num_labels, len(data.label_names))
+    order = label_order(
+        teacher.label_names,
+        data.label_names,
+        assume_same_labels=algorithm.assume_same_labels,
+        names=('teacher', 'task'),
+    )
+    folder = algorithm.cache if isinstance(algorithm.cache, (str, Path)) else None
+    reads_own_text = algorithm.cache is not None and teacher.tokenizer is not None
+    own_tokenizer = teacher.tokenizer if reads_own_text else tokenizer
+    teacher.check_vocabulary(own_tokenizer)
+    check_max_length(teacher.members[0].module, own_tokenizer, max_length)  # pyright: ignore[reportArgumentType]
+
+    def logits_of(split: Split) -> LogitCache:
+        rows = tokenize(split, own_tokenizer, max_length=max_length, cache_dir=cache_dir)
+        key = CacheKey(
+            teacher=teacher.fingerprint,
+            data=rows_fingerprint(rows),
+            task=data.task.name,
+            tokenizer=tokenizer_fingerprint(own_tokenizer),
+            max_length=max_length,
+            precision=precision.value,
+        )
+
+        def build() -> LogitCache:
+            return _run(teacher, rows, own_tokenizer, key, device, precision, batch_size)
+
+        return build() if folder is None else open_or_build(folder, key, build)
+
+    _check_accuracy(algorithm, teacher, data, order, logits_of)
+    if folder is not None:
+        algorithm.cache = logits_of(concatenate(data.train, data.unlabelled))
+        if dist.get_global_rank() == 0:
+            print(f'Teacher: logits of {len(algorithm.cache):,} training rows are in {folder}.')
+
+
+def _run(
+    teacher: Teacher,
+    rows: EncodedSplit,
+    tokenizer: Any,
+    key: CacheKey,
+    device: Device,
+    precision: Precision,
+    batch_size: int,
+) -> LogitCache:
+    collate = Collator(tokenizer)
+    teacher.to(device.tensor_to_device(torch.zeros(())).device)
+    ids, logits = run_teacher(
+        teacher, rows, collate, batch_size=batch_size, context=lambda: get_precision_context(precision)
+    )
+    return LogitCache(ids, logits, key=key, label_names=teacher.label_names)
+
+
+def _check_accuracy(
+    algorithm: KnowledgeDistillation, teacher: Teacher, data: TaskData, order: list[int] | None, logits_of: Any
+) -> None:
+    name, split = next(iter(data.eval_splits.items()))
+    labels = torch.from_numpy(split.labels)
+    logits = logits_of(split).reordered(order).lookup(torch.from_numpy(split.example_ids))
+    accuracy, majority = _accuracy(logits, labels), data.majority[name]
+    stats = cmi_f.class_statistics(cmi_f.log_distribution(logits), labels, logits.shape[1])
+    algorithm.teacher_facts = {
+        'source': teacher.source,
+        'fingerprint': teacher.fingerprint,
+        'split': name,
+        'accuracy': accuracy,
+        'majority': majority,
+        'cmi_logits': float(cmi_f.conditional_mutual_information(stats)),
+        'relative_cmi_logits': float(cmi_f.relative_cmi(stats)),
+        'cached': algorithm.cache is not None,
+    }
+    if dist.get_global_rank() == 0:
+        print(f'Teacher {teacher.source}: accuracy {accuracy:.4f} on {name} (majority {majority:.4f}).')
+    if accuracy <= majority and not algorithm.allow_weak_teacher:
+        raise ValueError(
+            f'The teacher {teacher.source} has accuracy {accuracy:.4f} on {name}, no better than always naming the '
+            f'commonest class ({majority:.4f}): train it first, or pass allow_weak_teacher=True.'
+        )
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    known = labels >= 0
+    return (logits.argmax(-1) == labels)[known].double().mean().item()
