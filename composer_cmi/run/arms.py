@@ -31,7 +31,7 @@ def run_all(config: RunConfig) -> dict[str, RunResults]:
     device = get_device(config.train.device)
     if dist.get_world_size() > 1:
         dist.initialize_dist(device)
-    console = Console(file=sys.stdout, highlight=False, quiet=dist.get_global_rank() != 0)
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=dist.get_global_rank() != 0)
     # Everything that can be refused is refused before the first arm trains.
     done = {name: finished_results(arm) for name, arm in arms.items()}
     datasets = {name: load_data(arm) for name, arm in arms.items() if done[name] is None}

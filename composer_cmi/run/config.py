@@ -58,9 +58,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     for override in overrides:
         key, equals, value = override.partition('=')
         if not equals or not key.strip():
-            raise ConfigError(
-                f'{override!r} is not an override: write key.sub=value, e.g. train.max_duration=1ep.'
-            )
+            raise ConfigError(f'{override!r} is not an override: write key.sub=value, e.g. train.max_duration=1ep.')
         data = deep_merge(data, _nested(key.strip(), parse_value(value)))
     return build_config(data, source=str(path))
 
@@ -98,9 +96,7 @@ def arm_configs(config: RunConfig, source: str = 'config') -> dict[str, RunConfi
         where = f'{source}, arms.{name}'
         for key in ('arms', 'run_name', 'output_dir', 'code_paths'):
             if key in changes:
-                raise ConfigError(
-                    f'{where}: {key!r} belongs to the whole file and cannot differ between arms.'
-                )
+                raise ConfigError(f'{where}: {key!r} belongs to the whole file and cannot differ between arms.')
         data = copy.deepcopy(base)
         for key, value in changes.items():
             data = deep_merge(data, _nested(key, value))
@@ -115,9 +111,7 @@ def deep_merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
-        merged[key] = (
-            deep_merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-        )
+        merged[key] = deep_merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
 
 
@@ -126,9 +120,7 @@ def _nested(dotted: str, value: Any) -> dict[str, Any]:
     if isinstance(value, Mapping):
         merged: dict[str, Any] = {}
         for key, inner in value.items():
-            merged = (
-                deep_merge(merged, _nested(key, inner)) if isinstance(key, str) else {**merged, key: inner}
-            )
+            merged = deep_merge(merged, _nested(key, inner)) if isinstance(key, str) else {**merged, key: inner}
         value = merged
     for part in reversed(dotted.split('.')):
         value = {part: value}
@@ -144,9 +136,7 @@ def _resolve_arms(value: Any, folders: Mapping[str, str], where: str) -> Any:
         name = value[len('arm:') :]
         if name not in folders:
             earlier = ', '.join(folders) or 'none'
-            raise ConfigError(
-                f'{where}: {value!r} names no arm that comes before this one (those are: {earlier}).'
-            )
+            raise ConfigError(f'{where}: {value!r} names no arm that comes before this one (those are: {earlier}).')
         return folders[name]
     return value
 
@@ -160,11 +150,7 @@ def _validate(data: Mapping[str, Any], source: str) -> RunConfig:
 
 def _sentence(error: Any) -> str:
     """The first thing that pydantic found, as one sentence a user can act on."""
-    path = [
-        str(part)
-        for part in error['loc']
-        if not str(part).startswith(('function-', 'constrained-', 'literal['))
-    ]
+    path = [str(part) for part in error['loc'] if not str(part).startswith(('function-', 'constrained-', 'literal['))]
     key = '.'.join(path)
     if error['type'] == 'extra_forbidden':
         known = _known_keys(path[:-1])
@@ -181,9 +167,7 @@ def _known_keys(path: list[str]) -> list[str]:
     schema: Any = RunConfig
     for part in path:
         field = schema.model_fields.get(part)
-        if field is None or not (
-            inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel)
-        ):
+        if field is None or not (inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel)):
             return []
         schema = field.annotation
     return sorted(schema.model_fields)

@@ -166,7 +166,7 @@ def _draw_clusters(axes: Axes, after: Evaluation, label_names: Sequence[str]) ->
         axes.scatter(*points[mine].T.tolist(), s=14, alpha=0.45, linewidths=0, **style)
         x, y = centroids[index].tolist()
         axes.scatter(x, y, s=170, edgecolors='black', linewidths=1.8, label=name, zorder=3, **style)
-    axes.legend(fontsize=9, title='centroid of', ncols=1 + (len(label_names) > 10))
+    axes.legend(fontsize=9, title='centroid of', labelspacing=1.0, ncols=1 + (len(label_names) > 10))
 
 
 def _save(figure: Any, path: Path) -> None:

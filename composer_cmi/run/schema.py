@@ -151,6 +151,7 @@ class RunConfig(_Section):
 
     task: str
     run_name: RunName
+    """The folder below ``output_dir``; ``{task}`` and ``{seed}`` in it are filled in."""
     output_dir: str = 'runs'
     seed: int = Field(17, ge=0)
     code_paths: list[str] = []
@@ -168,9 +169,15 @@ class RunConfig(_Section):
 
     @model_validator(mode='before')
     @classmethod
-    def _empty_arms(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get('arms'), dict):
+    def _fill_in(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        if isinstance(data.get('arms'), dict):
             data = {**data, 'arms': {name: {} if arm is None else arm for name, arm in data['arms'].items()}}
+        if isinstance(name := data.get('run_name'), str):
+            # `run_name: glue/{task}_seed{seed}` lets one file serve many runs.
+            seed = data.get('seed', cls.model_fields['seed'].default)
+            data = {**data, 'run_name': name.replace('{task}', str(data.get('task'))).replace('{seed}', str(seed))}
         return data
 
     @property

@@ -15,8 +15,10 @@ from composer.devices import Device
 from composer.models import HuggingFaceModel
 from composer.utils import dist, get_device, reproducibility
 
+from composer_cmi.algorithms.distillation import KnowledgeDistillation
 from composer_cmi.features import FeatureReader
 from composer_cmi.run.data import TaskData, concatenate, eval_dataloader, load_task_data, tokenize, train_dataloader
+from composer_cmi.run.distill import prepare_distillation
 from composer_cmi.run.evaluate import Evaluation, evaluate, information
 from composer_cmi.run.folder import finished_results, open_folder
 from composer_cmi.run.loggers import build_logger
@@ -159,6 +161,18 @@ def _prepare(config: RunConfig, data: TaskData) -> _Setup:
             for name, split in data.eval_splits.items()
         }
     algorithms = build_algorithms(config.algorithms)
+    with user_errors(f'algorithms.{DISTILLATION}'):
+        for algorithm in algorithms:
+            if isinstance(algorithm, KnowledgeDistillation):
+                prepare_distillation(
+                    algorithm,
+                    data,
+                    tokenizer,
+                    max_length=config.data.max_length,
+                    device=device,
+                    precision=precision,
+                    cache_dir=config.data.cache_dir,
+                )
     return _Setup(config, data, composer_model, reader, train_data, eval_data, algorithms, device, precision)
 
 
@@ -183,7 +197,9 @@ def _build_trainer(setup: _Setup) -> tuple[Trainer, int]:
     if config.train.progress_bar:
         loggers.append(ProgressBar(config.folder.name, shown))
     rank_batch = rank_batch_size(config.train.batch_size, 'train.batch_size')
-    with user_errors(), warnings.catch_warnings():
+    # Composer says so for every last batch of an evaluation; nothing is wrong with one.
+    warnings.filterwarnings('ignore', message='Cannot split tensor of length')
+    with user_errors():
         trainer = Trainer(
             model=setup.model,
             run_name=config.run_name,
@@ -231,8 +247,8 @@ def _measure_before(setup: _Setup, trainer: Trainer) -> dict[str, Any] | None:
 
 
 def _teacher_facts(algorithms: list[Algorithm]) -> dict[str, Any] | None:
-    facts = [getattr(algorithm, 'teacher_facts', None) for algorithm in algorithms]
-    return next((dict(fact) for fact in facts if fact), None)
+    facts = [a.teacher_facts for a in algorithms if isinstance(a, KnowledgeDistillation)]
+    return next((fact for fact in facts if fact), None)
 
 
 def _write_folder(
