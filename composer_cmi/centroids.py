@@ -184,13 +184,13 @@ class ClassCentroids:
     def _refresh(self) -> None:
         in_force = self.statistics(self._table_in_force())
         self.known = in_force.counts > 0
-        self.log_centroids = cmi_f.centroids(in_force).clamp(min=_TINY).log().float()
+        self.log_centroids = cmi_f.centroids(in_force).clamp(min=_TINY).log()
         running = self._class_balanced(self.tables['running'])
         self.cmi = cmi_f.conditional_mutual_information(running)
         self.mutual_information = cmi_f.mutual_information(running)
         self.relative_cmi = cmi_f.relative_cmi(running)
         marginal = running.sums.sum(0) / running.counts.sum().clamp(min=1)
-        self.log_marginal = marginal.clamp(min=_TINY).log().float()
+        self.log_marginal = marginal.clamp(min=_TINY).log()
         # Examples behind a centroid, averaged over the classes seen.
         self.support = in_force.counts.sum() / self.known.sum().clamp(min=1)
 

@@ -1,7 +1,7 @@
 """The mathematics: distributions of features, their class clusters, and the information in them.
 
 Everything is pure, works in log space and counts information in nats. `x` stands for features `h_s` (`[N, D]`) or for
-logits (`[N, C]`): the formulas are the same in both spaces. Per-example values are float32 whatever came in; sums over
+logits (`[N, C]`): the formulas are the same in both spaces. Per-example values are at least float32; sums over
 examples are float64, because CMI is a difference of entropies a thousand times larger than itself.
 
 Sources: Sivakaran & Yang, arXiv 2502.11258 (feature clusters, I(X;Z|Y) as a fine-tuning loss); Yang et al.,
@@ -33,16 +33,17 @@ __all__ = [
 
 
 def log_distribution(x: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log of `f_x = softmax(x / temperature)` over the last dimension, in float32 (arXiv 2502.11258, FPDC).
+    """Log of `f_x = softmax(x / temperature)` over the last dimension, in at least float32 (arXiv 2502.11258, FPDC).
 
     Args:
         x: features or logits, `[N, D]`, any floating dtype.
         temperature: positive; above 1 flattens the distribution.
 
     Returns:
-        `log f`, `[N, D]` float32.
+        `log f`, `[N, D]`, float32 (float64 for float64).
     """
-    return F.log_softmax(x.float() / temperature, dim=-1)
+    x = x if x.dtype == torch.float64 else x.float()
+    return F.log_softmax(x / temperature, dim=-1)
 
 
 def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:

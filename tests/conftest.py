@@ -52,7 +52,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         return None
     if _RANKS > 1:
         pytest.skip(f'wants {wanted} ranks')
-    outcome, text = _outcomes(pyfuncitem.session, wanted).get(pyfuncitem.nodeid, ('failed', 'no rank reached this test'))
+    outcome, text = _outcomes(pyfuncitem.session, wanted).get(
+        pyfuncitem.nodeid, ('failed', 'no rank reached this test')
+    )
     if outcome == 'skipped':
         pytest.skip(text)
     if outcome == 'failed':

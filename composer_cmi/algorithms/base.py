@@ -93,9 +93,12 @@ class CMIAlgorithm(Algorithm):
         self.feature_module, self.feature_position = feature_module, feature_position
         self.label_key, self.max_cmi, self.max_growth = label_key, max_cmi, max_growth
         self.centroids = ClassCentroids(centroids, decay)
-        # State beside the centroids: CMI_0 (0 until it is measured), the largest I(X;Z), whether the guard has spoken.
+        # State beside the centroids: CMI_0 (0 until it is measured), the unit of 'scaled', the largest I(X;Z), whether
+        # the guard has spoken.
         self.initial_cmi = torch.zeros((), dtype=torch.float64)
+        self.unit = torch.zeros((), dtype=torch.float64)
         self.peak_information = torch.zeros((), dtype=torch.float64)
+        self.alarms = 0
         self.warned = False
         self._reader: FeatureReader | None = None
         self._labels: Tensor | None = None
@@ -154,6 +157,7 @@ class CMIAlgorithm(Algorithm):
         device = state.device.tensor_to_device(torch.zeros(())).device
         self.centroids.allocate(num_classes, dim, device)
         self.initial_cmi = self.initial_cmi.to(device)
+        self.unit = self.unit.to(device)
         self.peak_information = self.peak_information.to(device)
 
     def _start_batch(self, state: State, logger: Logger) -> None:
@@ -165,6 +169,9 @@ class CMIAlgorithm(Algorithm):
             return
         measurable = (self.centroids.support >= _MIN_SUPPORT) | (self.centroids.examples_per_class >= _MAX_WAIT)
         self.initial_cmi = torch.where((self.initial_cmi == 0) & measurable, self.centroids.cmi, self.initial_cmi)
+        # Where features were almost constant at the start, CE alone makes CMI grow a hundredfold: CMI_0 for ever would
+        # then turn weight / CMI_0 into a runaway. With the largest CMI so far the term never exceeds its weight by much.
+        self.unit = torch.where(self.initial_cmi > 0, torch.maximum(self.unit, self.centroids.cmi), self.unit)
 
     def _begin_pass(self, state: State, logger: Logger) -> None:
         self.centroids.begin()
@@ -199,25 +206,25 @@ class CMIAlgorithm(Algorithm):
     def _term(self, log_f: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
         table = self.centroids
         keep = keep & table.cover(labels)
-        rows = cmi_term(log_f, labels, table.log_centroids, keep)
+        rows = cmi_term(log_f, labels, table.log_centroids.to(log_f.dtype), keep)
         if self.form == 'relative':
-            a, b = table.cmi.float(), table.mutual_information.float()
-            whole = torch.where(keep, cmi_f.divergence(log_f, table.log_marginal), 0.0)
+            a, b = table.cmi.to(log_f.dtype), table.mutual_information.to(log_f.dtype)
+            whole = torch.where(keep, cmi_f.divergence(log_f, table.log_marginal.to(log_f.dtype)), 0.0)
             # d(A / B) = dA / B - A dB / B^2
             rows = torch.where(b > 0, rows / b - a / b**2 * whole, 0.0)
         # A mean over all rows, ignored ones too: a mean over the kept ones would depend on the microbatch split.
-        return self._factor() * rows.mean()
+        return self._factor().to(rows.dtype) * rows.mean()
 
     def _factor(self) -> Tensor:
-        """What the mean over rows is multiplied by: sign, weight, unit and cap; 0-d float32 on the device."""
+        """What the mean over rows is multiplied by: sign, weight, unit and cap; 0-d float64 on the device."""
         factor = torch.full_like(self.initial_cmi, self._sign * self._weight_now)
         if self.form == 'scaled':
-            factor = torch.where(self.initial_cmi > 0, factor / self.initial_cmi, 0.0)
+            factor = torch.where(self.unit > 0, factor / self.unit, 0.0)
         if self.max_cmi is not None:
             factor = torch.where(self.centroids.cmi < self.max_cmi, factor, 0.0)
         if self.max_growth is not None:
             factor = torch.where(self.centroids.cmi < self.max_growth * self.initial_cmi, factor, 0.0)
-        return factor.float()
+        return factor
 
     def _finish_pass(self, state: State, logger: Logger) -> None:
         self.centroids.finish()
@@ -225,7 +232,7 @@ class CMIAlgorithm(Algorithm):
     def _end_batch(self, state: State, logger: Logger) -> None:
         if not self.centroids.ready:
             return
-        factor, log_q = self._factor().double(), self.centroids.log_centroids.double()
+        factor, log_q = self._factor(), self.centroids.log_centroids
         batch = self.centroids.commit()
         stats = self.centroids.statistics(batch)
         excess = (stats.negentropies.sum() - (stats.sums * log_q).sum()) / stats.counts.sum().clamp(min=1)
@@ -258,7 +265,9 @@ class CMIAlgorithm(Algorithm):
         if self.warned or not self._weight_now or not self.centroids.ready:
             return
         trouble = diagnose(self.centroids, self.peak_information)
-        if trouble:
+        self.alarms = self.alarms + 1 if trouble else 0
+        # Twice in a row: a young model may predict worse than chance for a moment.
+        if self.alarms == 2:
             self.warned = True
             warnings.warn(
                 f'{type(self).__name__}: {trouble}; start later (start={self.start.to_timestring()!r} now) or lower '
@@ -293,11 +302,14 @@ class CMIAlgorithm(Algorithm):
     def state_dict(self) -> dict[str, Any]:
         """Centroids and running values, as plain types and CPU tensors; equal on all ranks."""
         return {
+            **super().state_dict(),
             'schema_version': _SCHEMA_VERSION,
             'space': self.space,
             'centroids': self.centroids.state_dict(),
             'initial_cmi': self.initial_cmi.detach().cpu().clone(),
+            'unit': self.unit.detach().cpu().clone(),
             'peak_information': self.peak_information.detach().cpu().clone(),
+            'alarms': self.alarms,
             'warned': self.warned,
         }
 
@@ -320,8 +332,9 @@ class CMIAlgorithm(Algorithm):
             )
         self.centroids.load_state_dict(state['centroids'])
         self.initial_cmi = state['initial_cmi'].clone()
+        self.unit = state['unit'].clone()
         self.peak_information = state['peak_information'].clone()
-        self.warned = state['warned']
+        self.alarms, self.warned = state['alarms'], state['warned']
 
 
 _HANDLERS = {

@@ -25,10 +25,9 @@ class CMIRegularization(CMIAlgorithm):
         weight: lambda, at least 0; its unit is set by `form`. 0 only measures and logs.
         space: `'features'`: `f_x = softmax(h_s)` of the input of the last linear layer (the paper). `'logits'`:
             `f_x = softmax(logits)` (CMIC-DL, arXiv 2309.09123).
-        form: `'scaled'`: `weight * CMI / CMI_0`, `CMI_0` being what was measured when the term started: one weight
-        for every
-            model. `'plain'`: `weight * CMI` in nats; with `start='0ba'` this is the paper's. `'relative'`:
-            `weight * CMI / I(X;Z)`.
+        form: `'scaled'`: `weight * CMI / CMI_0`, one weight for every model; `CMI_0` is what was measured when the term
+            started, or the largest running CMI since then if that is larger. `'plain'`: `weight * CMI` in nats; with
+            `start='0ba'` this is the paper's. `'relative'`: `weight * CMI / I(X;Z)`.
         start: Composer time string from which on the term counts. From the first step it is inert or fatal.
         ramp: time over which the weight then rises linearly, in the unit of `start`.
         temperature: `f_x = softmax(x / temperature)`.

@@ -17,7 +17,8 @@ def diagnose(centroids: ClassCentroids, peak_information: Tensor) -> str | None:
     """Say what is wrong with the clusters, or `None`.
 
     *Collapse*: I(X;Z) has fallen to a tenth of its peak while the model predicts no better than the largest class.
-    *Flip*: training accuracy is below chance: clean clusters under the wrong labels, which CMI cannot tell apart.
+    *Flip*: training accuracy is below one over the number of classes: clean clusters under the wrong labels, which CMI
+    cannot tell apart.
 
     Args:
         centroids: of the run; read once (this waits for the device).
@@ -32,13 +33,13 @@ def diagnose(centroids: ClassCentroids, peak_information: Tensor) -> str | None:
         centroids.mutual_information,
         peak_information,
         centroids.accuracy(running),
-        (prior**2).sum(),
+        1 / (prior > 0).sum().clamp(min=1),
         prior.max(),
         centroids.statistics(running).counts.sum(),
     ]
     information, peak, accuracy, chance, majority, support = torch.stack(values).tolist()
     noise = _NOISE * (chance * (1 - chance) / max(support, 1.0)) ** 0.5
-    if accuracy < chance - noise:
+    if chance < 1 and accuracy < chance - noise:
         return (
             f'the clusters have settled on the wrong labels: training accuracy is {accuracy:.3f}, below chance '
             f'({chance:.3f})'
