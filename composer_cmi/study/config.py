@@ -1,0 +1,221 @@
+"""What a study's YAML file may say, checked before the first run starts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from composer_cmi import registry
+from composer_cmi.run.errors import ConfigError
+from composer_cmi.run.yaml_loader import parse_value, read_yaml
+
+__all__ = ['Arm', 'Setting', 'StudyConfig', 'Tuning', 'combinations', 'encode', 'load_study', 'short_names']
+
+CE_ARM = 'ce'
+_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.+-]*')
+# What makes runs pairs, and what the sweep itself decides.
+_FIXED = ('seed', 'data.seed', 'run_name', 'output_dir', 'arms')
+
+Values = dict[str, Annotated[list[Any], Field(min_length=1)]]
+
+
+def _shorthand(value: Any) -> Any:
+    """`mincmi: {algorithms.cmi_regularization: {}}` is short for `mincmi: {set: {...}}`; `ce:` changes nothing."""
+    if value is None:
+        return {}
+    if isinstance(value, Mapping) and not set(value) & set(Arm.model_fields):
+        return {'set': dict(value)}
+    return value
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra='forbid', frozen=True)
+
+
+class Setting(_Section):
+    """Where the arms are compared: a task, a model, an amount of data. `grid` makes one setting a combination."""
+
+    set: dict[str, Any] = {}
+    grid: Values = {}
+
+
+class Arm(_Section):
+    """What is compared.
+
+    Attributes:
+        set: overrides of the base file.
+        grid: values by key; each combination is an arm of its own, and all of them are reported.
+        tune: values by key; one combination is chosen per setting on a held-out slice of train, and reported.
+        tuned_as: name of a tuned arm whose chosen values this arm takes as well.
+    """
+
+    set: dict[str, Any] = {}
+    grid: Values = {}
+    tune: Values = {}
+    tuned_as: str | None = None
+
+    @model_validator(mode='after')
+    def _one_kind(self) -> Arm:
+        if sum(map(bool, (self.grid, self.tune, self.tuned_as))) > 1:
+            raise ValueError('an arm has one of grid, tune and tuned_as: what is tuned is reported once')
+        return self
+
+
+class Tuning(_Section):
+    """How `tune` values are chosen: `validation_fraction` of train is held out, the reported split is never read."""
+
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([1000, 1001], min_length=1)
+    validation_fraction: float = Field(0.2, gt=0, lt=1)
+    set: dict[str, Any] = {}
+
+
+def _count_or_list(value: Any) -> Any:
+    return list(range(value)) if type(value) is int else value
+
+
+class StudyConfig(_Section):
+    """A grid of settings, arms and seeds over one base file.
+
+    Attributes:
+        name: the study's folder below `output_dir`.
+        base: a run's YAML file, relative to the study's own file. It must be plain cross-entropy.
+        seeds: a number of seeds (0, 1, ...) or a list; the same for every arm and setting.
+        settings: by name.
+        arms: by name; the arm `ce` is added where it is missing.
+        tuning: for arms with `tune`.
+        comparisons: pairs `[arm, baseline]`; by default every arm against `ce` and against every tuned CE arm.
+        gain: in points; the report says how many seeds would see it.
+        threads: CPU threads of a run. It is fixed, so that the results do not depend on `--jobs`.
+        keep_models: keep checkpoints and exported models of finished runs (gigabytes).
+    """
+
+    name: str
+    base: str
+    output_dir: str = 'runs/studies'
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_count_or_list)] = Field(min_length=1)
+    settings: dict[str, Annotated[Setting, BeforeValidator(_shorthand)]] = {'base': Setting()}
+    arms: dict[str, Annotated[Arm, BeforeValidator(_shorthand)]]
+    tuning: Tuning = Tuning()  # pyright: ignore[reportCallIssue]
+    comparisons: list[tuple[str, str]] | None = None
+    gain: float = Field(1.0, gt=0)
+    threads: int = Field(1, ge=1)
+    keep_models: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of the study is written."""
+        return Path(self.output_dir) / self.name
+
+    @field_validator('arms', mode='after')
+    @classmethod
+    def _with_ce(cls, arms: dict[str, Arm]) -> dict[str, Arm]:
+        return arms if CE_ARM in arms else {CE_ARM: Arm(), **arms}
+
+    @field_validator('seeds', mode='after')
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError(f'a seed stands twice in {seeds}')
+        return seeds
+
+    @model_validator(mode='after')
+    def _consistent(self) -> StudyConfig:
+        for name in (self.name, *self.settings, *self.arms):
+            if not _NAME.fullmatch(name):
+                raise ValueError(f'the name {name!r} becomes a folder: use letters, digits and ._+- only')
+        parts = [(f'settings.{name}', (*part.set, *part.grid)) for name, part in self.settings.items()]
+        parts += [(f'arms.{name}', (*part.set, *part.grid, *part.tune)) for name, part in self.arms.items()]
+        for where, keys in parts:
+            for key in keys:
+                if key in _FIXED:
+                    raise ValueError(f'{where} sets {key!r}, which the study fixes so that the arms stay paired')
+        _check_tuning(self)
+        for pair in self.comparisons or ():
+            for name in pair:
+                if name.split(',')[0] not in self.arms:
+                    raise ValueError(f'comparisons: there is no arm {name!r} (arms: {", ".join(self.arms)})')
+        return self
+
+
+def _check_tuning(study: StudyConfig) -> None:
+    tries = {name: len(combinations(arm.tune)) for name, arm in study.arms.items() if arm.tune}
+    if len(set(tries.values())) > 1:
+        raise ValueError(f'every tuned arm gets the same number of tries, here they have {tries}')
+    for name, arm in study.arms.items():
+        if arm.tuned_as and arm.tuned_as not in tries:
+            raise ValueError(f'arms.{name}: tuned_as names {arm.tuned_as!r}, which is no arm with tune')
+    shared = sorted(set(study.tuning.seeds) & set(study.seeds))
+    if tries and shared:
+        raise ValueError(f'tuning.seeds {shared} are among the reported seeds: choose others')
+
+
+def load_study(path: str | Path, overrides: Iterable[str] = ()) -> StudyConfig:
+    """Read and check a study's YAML file; `base` is resolved against the file's own folder.
+
+    Args:
+        path: the file.
+        overrides: `key.sub=value` of the study's own keys, e.g. `seeds=30`.
+
+    Raises:
+        ConfigError: in one sentence, for whatever is wrong.
+    """
+    data = read_yaml(path)
+    for override in overrides:
+        key, equals, value = override.partition('=')
+        if not equals or not key:
+            raise ConfigError(f'{override!r} is not an override: write key.sub=value, e.g. seeds=30.')
+        inner = data
+        *parents, last = key.split('.')
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f'{override!r}: {parent!r} has no keys below it in {path}.')
+        inner[last] = parse_value(value)
+    try:
+        study = StudyConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f'{path}: {_sentence(error.errors()[0])}') from error
+    return study.model_copy(update={'base': str(Path(path).parent / study.base)})
+
+
+def _sentence(error: Any) -> str:
+    where = '.'.join(str(part) for part in error['loc'] if not str(part).startswith('function-'))
+    if error['type'] == 'extra_forbidden':
+        *path, key = (str(part) for part in error['loc'])
+        sections: dict[str, type[BaseModel]] = {'settings': Setting, 'arms': Arm, 'tuning': Tuning}
+        known = list((sections[path[0]] if path else StudyConfig).model_fields)
+        return f'unknown key {where!r}.{registry.nearest(key, known)} Known here: {", ".join(known)}.'
+    if error['type'] == 'missing':
+        return f'the key {where!r} is missing.'
+    message = error['msg'].removeprefix('Value error, ')
+    return f'{where}: {message}.' if where else f'{message}.'
+
+
+def combinations(values: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """All combinations of the listed values, the last key fastest; one empty one for an empty grid."""
+    return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """Shortest ends of dotted keys that tell them apart: `optimizer.lr` is `lr` unless another key ends so."""
+    keys = list(keys)
+    names = {}
+    for key in keys:
+        parts = key.split('.')
+        for length in range(1, len(parts) + 1):
+            end = '.'.join(parts[-length:])
+            if sum(other == end or other.endswith(f'.{end}') for other in keys) == 1:
+                break
+        names[key] = end
+    return names
+
+
+def encode(overrides: Mapping[str, Any]) -> list[str]:
+    """Overrides as `key=value` arguments of `composer-cmi run`; JSON is YAML."""
+    return [f'{key}={json.dumps(value)}' for key, value in overrides.items()]
