@@ -170,7 +170,7 @@ def test_named_columns_and_metrics(tmp_path):
 def test_folders_of_own_data(tmp_path):
     with pytest.raises(FileNotFoundError, match='no file or folder'):
         own(tmp_path / 'absent')
-    with pytest.raises(FileNotFoundError, match='has no train file .*it holds nothing'):
+    with pytest.raises(FileNotFoundError, match=r'has no train file .*it holds nothing'):
         own(tmp_path)
     (tmp_path / 'train.tsv').write_bytes(GOOD)
     (tmp_path / 'validation.csv').write_bytes(b'text,label\nd,pos\n')
@@ -225,7 +225,7 @@ def own_task(folder):
 
 
 def test_a_missing_unlabelled_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match='more.txt'):
+    with pytest.raises(FileNotFoundError, match=r'more\.txt'):
         read_unlabelled(own_task(tmp_path), tmp_path / 'more.txt', first_id=3)
 
 
