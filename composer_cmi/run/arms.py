@@ -31,7 +31,9 @@ def run_all(config: RunConfig) -> dict[str, RunResults]:
     device = get_device(config.train.device)
     if dist.get_world_size() > 1:
         dist.initialize_dist(device)
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=dist.get_global_rank() != 0)
+    # A file has no width: leave room for many arms.
+    width = None if sys.stdout.isatty() else 160
+    console = Console(file=sys.stdout, width=width, highlight=False, soft_wrap=True, quiet=dist.get_global_rank() != 0)
     # Everything that can be refused is refused before the first arm trains.
     done = {name: finished_results(arm) for name, arm in arms.items()}
     datasets = {name: load_data(arm) for name, arm in arms.items() if done[name] is None}
@@ -46,7 +48,8 @@ def run_all(config: RunConfig) -> dict[str, RunResults]:
         shown = _introduce(console, name, arm, datasets[name], device, shown)
         results[name] = train_run(arm, datasets.pop(name))
     console.print()
-    console.print(results_table(results, title=f'{config.run_name}: {config.task}'))
+    title = f'{config.run_name}: {config.task}; held-out information in nats, before -> after training'
+    console.print(results_table(results, title=title))
     console.print(f'Run folder: [bold]{config.folder}[/] (each with results.json, cmi.png, model/, predictions)')
     return results
 
@@ -91,7 +94,7 @@ def _rows(results: Mapping[str, RunResults]) -> list[tuple[str, list[str]]]:
     for space in ('features', 'logits'):
         rows.append(('', []))
         for key, symbol in (('cmi', 'CMI'), ('mutual_information', 'I(X;Z)'), ('relative_cmi', 'rho')):
-            rows.append((f'{symbol}, {space}: before -> after', [_before_after(run, space, key) for run in runs]))
+            rows.append((f'{symbol}, {space}', [_before_after(run, space, key) for run in runs]))
     if any(run.teacher for run in runs):
         rows.append(('', []))
         keys = dict.fromkeys(key for run in runs for key, value in (run.teacher or {}).items() if _is_number(value))

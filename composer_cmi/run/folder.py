@@ -29,7 +29,7 @@ def finished_results(config: RunConfig) -> RunResults | None:
     """
     results = load_results(config.folder)
     if results is not None:
-        _refuse_other(config, results.config, 'finished')
+        _refuse_other(config, results.config, 'a finished')
     return results
 
 
@@ -42,7 +42,7 @@ def open_folder(config: RunConfig) -> None:
     path = config.folder / CONFIG_FILE
     has_checkpoints = any((config.folder / 'checkpoints').glob('*'))
     if has_checkpoints and config.checkpoint.autoresume and path.is_file():
-        _refuse_other(config, read_yaml(path), 'interrupted')
+        _refuse_other(config, read_yaml(path), 'an interrupted')
     dist.barrier()
     if dist.get_global_rank() == 0:
         write_yaml(path, config.resolved())
@@ -56,7 +56,7 @@ def _refuse_other(config: RunConfig, stored: Mapping[str, Any], state: str) -> N
             continue
         if here.get(key) != there.get(key):
             raise ConfigError(
-                f'The folder {str(config.folder)!r} holds a {state} run with {key} = {there.get(key)!r}, not '
+                f'The folder {str(config.folder)!r} holds {state} run with {key} = {there.get(key)!r}, not '
                 f'{here.get(key)!r}: choose another run_name, or delete the folder.'
             )
 

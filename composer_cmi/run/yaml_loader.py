@@ -29,9 +29,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern) for tag, pattern in resolvers if not tag.endswith((':bool', ':float', ':timestamp'))
-    ]
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((':bool', ':float', ':timestamp'))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
@@ -39,9 +37,7 @@ _Loader.add_implicit_resolver(
 )
 _Loader.add_implicit_resolver(
     'tag:yaml.org,2002:float',
-    re.compile(
-        r'^[-+]?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$'
-    ),
+    re.compile(r'^[-+]?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$'),
     list('-+.0123456789'),
 )
 
