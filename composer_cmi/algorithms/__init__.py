@@ -1,5 +1,9 @@
 """Composer algorithms: CMI for classifiers, CMI for teachers, and distillation."""
 
 from composer_cmi.algorithms.cmi import CMIMaximization, CMIRegularization
+from composer_cmi.algorithms.distillation import KnowledgeDistillation
+from composer_cmi.algorithms.resume import warn_about_dropped_states
 
-__all__ = ['CMIMaximization', 'CMIRegularization']
+__all__ = ['CMIMaximization', 'CMIRegularization', 'KnowledgeDistillation']
+
+warn_about_dropped_states()

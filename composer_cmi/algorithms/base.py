@@ -7,8 +7,8 @@ from typing import Any, Literal, get_args
 
 import torch
 from composer.core import Algorithm, Event, State, Time
-from composer.loggers import Logger
 from composer.core.precision import get_precision_context
+from composer.loggers import Logger
 from torch import Tensor
 
 from composer_cmi import functional as cmi_f
@@ -196,7 +196,7 @@ class CMIAlgorithm(Algorithm):
         if self._reader is not None:
             x = self._reader.read(state.batch)
             self._reader.clear()
-        if not self.centroids.ready:
+        if not self.centroids.ready or x.shape[-1] != self.centroids.shape[1]:  # or a checkpoint's do not fit: says so
             self._allocate(x.shape[-1], x.shape[-1], state)
         finite = torch.isfinite(x).all(-1)
         log_f = cmi_f.log_distribution(torch.where(finite[:, None], x, 0.0), self.temperature)
