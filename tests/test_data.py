@@ -104,14 +104,21 @@ def own(tmp_path, rows=200, **options):
     return load_task_data('custom', SimpleNamespace(path=str(tmp_path / 'own.tsv'), **options))
 
 
-def test_own_data_without_a_dev_file_hold_out_a_fifth(tmp_path):
-    data = own(tmp_path)
-    assert list(data.eval_splits) == ['held_out']
-    assert len(data.train) + len(data.eval_splits['held_out']) == 200
-    assert 20 < len(data.eval_splits['held_out']) < 60
-    assert not set(data.train.example_ids) & set(data.eval_splits['held_out'].example_ids)
-    assert 'No dev file: about 20% of train is held out for evaluation.' in data.describe()
+def test_own_data_without_a_dev_file_keep_a_fifth_aside(tmp_path):
+    data = own(tmp_path, seed=3)
+    assert list(data.eval_splits) == ['dev']
+    dev = data.eval_splits['dev']
+    assert len(data.train) + len(dev) == 200
+    assert 20 < len(dev) < 60
+    assert not set(data.train.example_ids) & set(dev.example_ids)
+    assert f'No dev file: {len(dev)} rows, chosen by a hash of their text, are the dev split.' in data.describe()
     assert data.label_names == ('a', 'b', 'c')
+    # What is reported depends on no seed, and what is held out for tuning holds none of it.
+    assert own(tmp_path, seed=4).eval_splits['dev'].example_ids.tolist() == dev.example_ids.tolist()
+    tuned = own(tmp_path, seed=4, validation_fraction=0.2)
+    assert list(tuned.eval_splits) == ['held_out']
+    seen = concatenate(tuned.train, tuned.eval_splits['held_out']).example_ids
+    assert sorted(seen) == sorted(data.train.example_ids)
 
 
 def test_labelled_rows_and_transfer_rows_keep_their_ids(tmp_path):
@@ -160,8 +167,8 @@ def test_noise_imbalance_and_evaluation_rows(tmp_path):
     counts = [class_counts(data.train, data.label_names)[name] for name in 'abc']
     assert counts[0] > counts[2]
     assert '10% of the training labels were replaced' in data.describe()
-    assert len(data.eval_splits['held_out']) == 30
-    assert data.majority['held_out'] == pytest.approx(max(np.bincount(data.eval_splits['held_out'].labels)) / 30)
+    assert len(data.eval_splits['dev']) == 30
+    assert data.majority['dev'] == pytest.approx(max(np.bincount(data.eval_splits['dev'].labels)) / 30)
 
 
 def test_rows_that_are_in_train_and_dev_are_counted(tmp_path):

@@ -36,7 +36,7 @@ def test_glue_tasks_are_complete(name):
     assert set(task.submission) == set(task.test_splits)
     assert task.hub == ('nyu-mll/glue', name)
     assert len(task.text_columns) == len(task.layout.text_columns)
-    assert task.description.startswith('GLUE ')
+    assert task.summary.startswith('GLUE ')
 
 
 def test_official_metrics():

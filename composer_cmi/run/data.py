@@ -40,8 +40,7 @@ __all__ = [
     'train_dataloader',
 ]
 
-HELD_OUT = 'held_out'
-_DEFAULT_HELD_OUT_SHARE = 0.2
+_OWN_DEV_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -94,10 +93,11 @@ class TaskData:
 def load_task_data(task: Task | str, config: Any) -> TaskData:
     """Read a task's data and cut it as the run's `data:` section says.
 
-    In this order: held-out share (`validation_fraction`, in place of the task's own evaluation splits; own data
-    without such a split hold out a fifth), `class_imbalance`, `train_rows`, `labelled_rows` (the others become
-    unlabelled), the `unlabelled` file, `label_noise`, `eval_rows`. Only `data.seed` plays a part, so that runs with
-    different seeds see the same rows, and a smaller training set is part of every larger one.
+    In this order: own data without a dev file keep a fifth aside as 'dev'; `validation_fraction` of train becomes
+    'held_out', in place of the evaluation splits; `class_imbalance`; `train_rows`; `labelled_rows` (the others
+    become unlabelled); the `unlabelled` file; `label_noise`; `eval_rows`. Only `data.seed` plays a part, so that
+    runs with different seeds see the same rows, and a smaller training set is part of every larger one. The
+    evaluation splits do not depend on any seed.
 
     Args:
         task: A task or its name.
@@ -113,7 +113,7 @@ def load_task_data(task: Task | str, config: Any) -> TaskData:
     source = read_source(asked, config, ('train',) if fraction else ('train', *asked.eval_splits))
     found, notes, seed = source.task, list(source.notes), getattr(config, 'seed', 0)
     train, evals = _evaluation(source, fraction, seed, notes)
-    next_id = int(max(split.example_ids.max() for split in (train, evals.get(HELD_OUT, train)))) + 1
+    next_id = int(source.splits['train'].example_ids.max()) + 1
     train, unlabelled = _training(found, train, config, seed, next_id, notes)
     if rows := getattr(config, 'eval_rows', None):
         evals = {name: take(split, stratified_order(split.labels, seed)[:rows]) for name, split in evals.items()}
@@ -152,15 +152,22 @@ def _task(task: Task | str) -> Task:
 def _evaluation(source: Source, fraction: float | None, seed: int, notes: list[str]) -> tuple[Split, dict[str, Split]]:
     splits = dict(source.splits)
     train = splits.pop('train')
-    if splits and not fraction:
-        return train, splits
+    if source.task.name == 'custom' and not splits:
+        # By a fixed hash, and kept aside also where `validation_fraction` is set: what is tuned on a held-out share
+        # must not be tuned on the rows that are reported later.
+        train, splits['dev'] = _divide(train, _OWN_DEV_SHARE, 'dev')
+        notes.append(f'No dev file: {len(splits["dev"]):,} rows, chosen by a hash of their text, are the dev split.')
     if not fraction:
-        fraction = _DEFAULT_HELD_OUT_SHARE
-        notes.append(f'No dev file: about {fraction:.0%} of train is held out for evaluation.')
-    mask = hashed_share(train, fraction, salt=str(seed))
+        return train, splits
+    train, held_out = _divide(train, fraction, str(seed))
+    return train, {'held_out': held_out}
+
+
+def _divide(split: Split, share: float, salt: str) -> tuple[Split, Split]:
+    mask = hashed_share(split, share, salt)
     if mask.all() or not mask.any():
-        raise DataError(f'Holding out {fraction:.0%} of {len(train)} rows leaves nothing on one side: give more rows.')
-    return take(train, np.flatnonzero(~mask)), {HELD_OUT: take(train, np.flatnonzero(mask))}
+        raise DataError(f'Holding out {share:.0%} of {len(split)} rows leaves nothing on one side: give more rows.')
+    return take(split, np.flatnonzero(~mask)), take(split, np.flatnonzero(mask))
 
 
 def _training(

@@ -45,7 +45,7 @@ class Task:
 
     Attributes:
         name: The name in the registry and in ``task:`` of a YAML file.
-        description: One line for ``composer-cmi list``.
+        summary: One line for ``composer-cmi list``.
         text_columns: One column (sentence) or two (sentence pair); empty for ``custom`` until the data are read.
         label_names: Class names in the order of the class indices; empty for ``custom`` until the data are read
             (`TaskData.task` has them).
@@ -63,7 +63,7 @@ class Task:
     """
 
     name: str
-    description: str
+    summary: str
     text_columns: tuple[str, ...] = ()
     label_names: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ('accuracy',)
