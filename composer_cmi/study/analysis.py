@@ -225,6 +225,8 @@ def _raw(study: Study, table: Table, pair: tuple[str, str], metric: str) -> Comp
     if not seeds or not np.isfinite(scores).all():
         return None
     difference = statistics.paired_difference(*scores, higher_is_better=metric not in _LOWER_IS_BETTER)
+    # The same difference on every seed says nothing about how much the next one would vary.
+    sd = difference.sd or math.nan
     return Comparison(
         table=table.name,
         arm=pair[0],
@@ -235,8 +237,8 @@ def _raw(study: Study, table: Table, pair: tuple[str, str], metric: str) -> Comp
         difference=difference,
         holm_p=math.nan,
         verdict='',
-        seeds_needed=statistics.seeds_needed(difference.sd, study.gain) if metric != 'nll' else None,
-        detectable=statistics.detectable_gain(difference.sd, difference.n),
+        seeds_needed=statistics.seeds_needed(sd, study.gain) if metric != 'nll' else None,
+        detectable=statistics.detectable_gain(sd, difference.n),
         apart=bool(table.apart),
         mcnemar=_mcnemar(arm, baseline, seeds, table.split) if metric == table.metric else {},
     )

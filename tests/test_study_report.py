@@ -1,0 +1,284 @@
+"""The report of a study, from run folders made here with known scores; nothing is trained."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from composer_cmi.run.errors import ConfigError
+from composer_cmi.run.outputs import write_json, write_text
+from composer_cmi.run.results import Information, RunResults, Timing
+from composer_cmi.study.analysis import compare, load_runs
+from composer_cmi.study.report import report
+
+CE = [0.81, 0.80, 0.82, 0.79, 0.81, 0.80, 0.83, 0.80]
+CLEARLY_BETTER = [0.83, 0.82, 0.83, 0.81, 0.82, 0.82, 0.85, 0.81]
+NO_BETTER = [0.82, 0.79, 0.83, 0.78, 0.80, 0.81, 0.83, 0.80]
+WORSE = [score - 0.02 - 0.001 * (i % 3) for i, score in enumerate(CE)]
+
+
+def write_run(
+    root: Path,
+    setting: str,
+    arm: str,
+    seed: int,
+    score: float,
+    *,
+    rows: int = 1000,
+    task: str = 'custom',
+    **changes: Any,
+) -> Path:
+    """A finished run folder with the given accuracy; the CMI falls with the weight."""
+    folder = root / setting / arm / f'seed{seed}'
+    weight = changes.pop('weight', None)
+    algorithms = {} if weight is None else {'cmi_regularization': {'weight': weight}}
+    cmi = 0.01 / (1 + (weight or 0.0))
+    information = Information(cmi=cmi, mutual_information=0.03, relative_cmi=cmi / 0.03)
+    values: dict[str, Any] = {
+        'run_name': f'{setting}/{arm}/seed{seed}',
+        'task': task,
+        'seed': seed,
+        'metric': 'accuracy',
+        'scores': {'dev': {'accuracy': score, 'nll': 1.2 - score, 'ece': 0.05}},
+        'cmi': {when: {'features': information, 'logits': information} for when in ('before', 'after')},
+        'timing': Timing(train_seconds=10.0, steps=50, seconds_per_step=0.2 + (weight or 0) / 50, total_seconds=20.0),
+        'num_examples': {'train': 300, 'dev': rows},
+        'majority': {'dev': 0.5634},
+        'data_fingerprint': 'abc',
+        'versions': {'torch': '2.7.0'},
+        'git': {},
+        'config': {'algorithms': algorithms},
+    }
+    write_json(folder / 'results.json', RunResults(**{**values, **changes}).model_dump(mode='json'))
+    return folder
+
+
+def write_arm(root: Path, setting: str, arm: str, scores: list[float], **changes: Any) -> None:
+    for seed, score in enumerate(scores):
+        write_run(root, setting, arm, seed, score, **changes)
+
+
+@pytest.fixture
+def three_settings(tmp_path: Path) -> Path:
+    """A gain on one setting, none on another, a loss on the third; `ce` everywhere."""
+    for setting, scores in (('better', CLEARLY_BETTER), ('same', NO_BETTER), ('worse', WORSE)):
+        write_arm(tmp_path, setting, 'ce', CE)
+        write_arm(tmp_path, setting, 'mincmi', scores, weight=0.2)
+    return tmp_path
+
+
+def test_words_and_numbers(three_settings):
+    files = report(three_settings)
+    text = files['markdown'].read_text()
+    found = next(line for line in text.splitlines() if line.startswith('* Score. mincmi against ce'))
+    # better: differences 2 2 1 2 1 2 2 1 points, mean 13/8, sd sqrt(1.875/7), t(7, .975) = 2.364624: 1.625 -+ 0.4327
+    assert ' gain on better (+1.62 points, [+1.19, +2.06], 8 seeds);' in found
+    assert ' LOSS on worse (-2.09 points, [-2.16, -2.02], 8 seeds);' in found
+    # same: 1 -1 1 -1 -1 1 0 0, mean 0, sd sqrt(6/7): 0 -+ 0.7740
+    assert ' no evidence of a gain on same (+0.00 points, [-0.77, +0.77], 8 seeds).' in found
+    rows = {row['setting']: row for row in _csv(files['comparisons']) if row['metric'] == 'accuracy'}
+    assert float(rows['better']['mean']) == pytest.approx(1.625)
+    assert [rows['better'][key] for key in ('wins', 'ties', 'losses')] == ['8', '0', '0']
+    assert rows['same']['verdict'] == 'no evidence of a gain'
+
+
+def test_numbers_are_scipys_and_holm_goes_over_the_settings(three_settings):
+    study = load_runs(three_settings)
+    found = {each.table: each for each in compare(study)}
+    raw = {}
+    for setting, scores in (('better', CLEARLY_BETTER), ('same', NO_BETTER), ('worse', WORSE)):
+        raw[setting] = stats.ttest_rel(100 * np.array(scores), 100 * np.array(CE))
+        assert found[setting].difference.t_p == pytest.approx(raw[setting].pvalue)
+        interval = raw[setting].confidence_interval()
+        assert (found[setting].difference.t_low, found[setting].difference.t_high) == pytest.approx(tuple(interval))
+    assert found['same'].holm_p == pytest.approx(raw['same'].pvalue)
+    smallest = min(raw, key=lambda setting: raw[setting].pvalue)
+    assert found[smallest].holm_p == pytest.approx(3 * raw[smallest].pvalue)
+
+
+def test_one_lucky_setting_of_ten_is_no_gain(tmp_path):
+    # p = .02 alone is below .05; as the smallest of ten it is .2 after Holm.
+    noise = [0.02, -0.01, 0.01, 0.02, 0.0, 0.02, 0.01, 0.01]
+    assert 0.005 < stats.ttest_1samp(noise, 0).pvalue < 0.05
+    for setting in range(10):
+        write_arm(tmp_path, f's{setting}', 'ce', CE)
+        scores = [a + b for a, b in zip(CE, noise, strict=True)] if setting == 0 else NO_BETTER
+        write_arm(tmp_path, f's{setting}', 'mincmi', scores)
+    text = report(tmp_path)['markdown'].read_text()
+    assert '* Score. mincmi against ce: no evidence of a gain on any of 10 settings;' in text
+
+
+def test_the_variants_of_a_grid_are_one_family(tmp_path):
+    noise = [0.02, -0.01, 0.01, 0.02, 0.0, 0.02, 0.01, 0.01]
+    write_arm(tmp_path, 's', 'ce', CE)
+    for weight in range(1, 10):
+        scores = [a + b for a, b in zip(CE, noise, strict=True)] if weight == 5 else NO_BETTER
+        write_arm(tmp_path, 's', f'mincmi,weight={weight}', scores, weight=float(weight))
+    verdicts = {each.arm: each.verdict for each in compare(load_runs(tmp_path))}
+    assert set(verdicts.values()) == {'no evidence of a gain'}
+
+
+def test_nll_is_better_where_it_is_lower(three_settings):
+    rows = {row['setting']: row for row in _csv(report(three_settings)['comparisons']) if row['metric'] == 'nll'}
+    assert rows['better']['verdict'] == 'gain'
+    assert float(rows['better']['mean']) == pytest.approx(-0.01625)
+    assert rows['worse']['verdict'] == 'loss'
+
+
+@pytest.mark.parametrize(('task', 'rows'), [('wnli', 71), ('custom', 99)])
+def test_what_cannot_decide_is_set_apart_with_the_majority_line(tmp_path, task, rows):
+    write_arm(tmp_path, 'good', 'ce', CE)
+    write_arm(tmp_path, 'good', 'mincmi', CLEARLY_BETTER)
+    write_arm(tmp_path, 'small', 'ce', CE, task=task, rows=rows)
+    write_arm(tmp_path, 'small', 'mincmi', [score + 0.1 for score in CLEARLY_BETTER], task=task, rows=rows)
+    study = load_runs(tmp_path)
+    found = {each.table: each for each in compare(study)}
+    assert found['small'].verdict == 'set apart'
+    assert found['good'].holm_p == pytest.approx(found['good'].difference.t_p)  # a family of one
+    text = report(tmp_path)['markdown'].read_text()
+    assert 'a constant answer scores 56.34' in text
+    assert 'small' not in text.split('## Scores')[1].split('## Paired')[0]
+    assert 'small' not in text.split('## What was found')[1].split('##')[0]
+    assert 'Mean over all settings' not in text  # one setting is left: there is nothing to average
+
+
+def test_a_seed_without_its_pair_is_left_out_and_shown(three_settings):
+    (three_settings / 'better' / 'ce' / 'seed3' / 'results.json').unlink()
+    comparison = next(each for each in compare(load_runs(three_settings)) if each.table == 'better')
+    assert comparison.seeds == [0, 1, 2, 4, 5, 6, 7]
+    text = report(three_settings)['markdown'].read_text()
+    assert re.search(r'\| ce \| 81\.00 \| 80\.00 \| 82\.00 \| - \| 81\.00', text)
+
+
+def test_one_seed_proves_nothing(tmp_path):
+    write_run(tmp_path, 's', 'ce', 0, 0.5)
+    write_run(tmp_path, 's', 'mincmi', 0, 0.9)
+    assert 'no evidence of a gain on any of 1 settings' in report(tmp_path)['markdown'].read_text()
+
+
+def test_mcnemar_reads_the_predictions_of_the_same_rows(tmp_path):
+    for arm, right in (('ce', 10), ('mincmi', 18)):
+        folder = write_run(tmp_path, 's', arm, 0, right / 20)
+        lines = [f'{i},1,{int(i < right)},0.0,1.0' for i in range(20)] + ['20,,1,0.0,1.0']
+        write_text(folder / 'predictions_dev.csv', '\n'.join(['example_id,label,prediction,logit_0,logit_1', *lines]))
+    comparison = compare(load_runs(tmp_path))[0]
+    # 8 rows only the arm, none only the baseline: 2 / 2^8
+    assert comparison.mcnemar == {0: (8, 0, 0.0078125)}
+    assert '| mincmi | ce | s | 1 | 8.0 | 0.0 | 1 of 1 | 0 of 1 |' in report(tmp_path)['markdown'].read_text()
+
+
+class _Images(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == 'img':
+            self.sources.append(dict(attrs)['src'] or '')
+        elif tag != 'meta':
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_html_stands_alone_and_is_well_formed(three_settings):
+    page = _Images()
+    page.feed(report(three_settings)['html'].read_text())
+    assert page.open == []
+    assert page.sources
+    assert all(source.startswith('data:image/png;base64,iVBOR') for source in page.sources)
+
+
+def test_pictures_of_everything_that_the_folders_hold(tmp_path):
+    generator = np.random.default_rng(0)
+    for arm, weight in (('ce', 0.0), ('mincmi,weight=0.1', 0.1), ('mincmi,weight=0.3', 0.3)):
+        for seed in range(3):
+            folder = write_run(tmp_path, 's', arm, seed, 0.8 + weight / 10 + 0.01 * seed, weight=weight)
+            rows = [f'{i},{0.01 / (1 + weight) + i * 1e-4},0.03,0.3' for i in range(5)]
+            header = 'step,cmi/cmi,cmi/mutual_information,cmi/relative_cmi'
+            write_text(folder / 'history.csv', '\n'.join([header, *rows]) + '\n')
+            labels = np.arange(60) % 3
+            features = generator.normal(size=(60, 16)).astype(np.float16) + labels[:, None].astype(np.float16)
+            np.savez(folder / 'features_dev.npz', features=features, labels=labels)
+    student = {'algorithms': {'knowledge_distillation': {'teacher': str(tmp_path / 's' / 'ce' / 'seed0')}}}
+    write_run(tmp_path, 's', 'student', 0, 0.7, config=student)
+    files = report(tmp_path)
+    names = {path.name for path in (tmp_path / 'report' / 'pictures').iterdir()}
+    assert names == {
+        'differences_score.png',
+        'differences_nll.png',
+        'weight.png',
+        'teachers.png',
+        'training_s.png',
+        'clusters_s_dev.png',
+    }
+    linked = set(re.findall(r'\(pictures/(.+?)\)', files['markdown'].read_text()))
+    assert linked == names
+
+
+def test_the_plan_names_what_is_missing(tmp_path):
+    write_arm(tmp_path / 'runs', 's', 'ce', CE)
+    write_arm(tmp_path / 'runs', 's', 'mincmi', CLEARLY_BETTER[:7])
+    plan = [f'runs/s/{arm}/seed{seed}' for seed in range(8) for arm in ('ce', 'mincmi')]
+    facts = {
+        'name': 'mine',
+        'arms': ['ce', 'mincmi'],
+        'baselines': ['ce'],
+        'comparisons': None,
+        'gain': 0.5,
+        'runs': plan,
+    }
+    write_json(tmp_path / 'study.json', facts)
+    text = report(tmp_path)['markdown'].read_text()
+    assert '# Study mine' in text
+    assert 'NOT FINISHED: 1 planned runs' in text
+    assert '* runs/s/mincmi/seed7' in text
+    assert 'seeds to see 0.5' in text
+
+
+def test_the_same_folders_give_the_same_report(three_settings, tmp_path):
+    first = report(three_settings, tmp_path / 'a')
+    second = report(three_settings, tmp_path / 'b')
+    for name, path in first.items():
+        assert path.read_bytes() == second[name].read_bytes()
+
+
+def test_json_is_json(three_settings):
+    write_run(three_settings, 'lonely', 'ce', 0, 0.5)
+    write_run(three_settings, 'lonely', 'mincmi', 0, 0.6)
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f'{name} is not JSON')
+
+    content = json.loads(report(three_settings)['json'].read_text(), parse_constant=refuse)
+    lonely = next(row for row in content['comparisons'] if row['setting'] == 'lonely')
+    assert lonely['sd'] is None
+    assert lonely['by_seed'] == {'0': pytest.approx(10.0)}
+
+
+def test_nothing_to_report_on_is_one_sentence(tmp_path):
+    with pytest.raises(ConfigError, match='There is no folder'):
+        report(tmp_path / 'absent')
+    with pytest.raises(ConfigError, match='no finished run'):
+        report(tmp_path)
+    write_run(tmp_path, 's', 'ce', 0, 0.5)
+    with pytest.raises(ConfigError, match="no arm 'kd' to compare with"):
+        report(tmp_path, against=['kd'])
+    write_run(tmp_path / 'again', 's', 'ce', 0, 0.5)
+    with pytest.raises(ConfigError, match='are both seed 0'):
+        report(tmp_path)
+
+
+def _csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline='') as file:
+        return list(csv.DictReader(file))
