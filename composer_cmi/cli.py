@@ -1,4 +1,4 @@
-"""``composer-cmi``: run a YAML file, list what can be named in one."""
+"""``composer-cmi``: run a YAML file, list what can be named in one, run and report a study of many."""
 
 from __future__ import annotations
 
@@ -60,6 +60,43 @@ def list_command(
         console.print('Any Hugging Face hub name or folder, and any finished run folder, is a model too.')
 
 
+@app.command('sweep')
+def sweep_command(
+    study_file: Annotated[str, typer.Argument(help='A study, e.g. studies/mincmi_small.yaml')],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value of the study's keys: seeds=30")] = None,
+    jobs: Annotated[int, typer.Option(help='Runs at a time')] = 1,
+    backend: Annotated[str, typer.Option(help='local: this machine; ray: a Ray cluster')] = 'local',
+    dry_run: Annotated[bool, typer.Option('--dry-run', help='Check the study and list its runs')] = False,
+) -> None:
+    """Do what is left of a study: every setting, arm and seed once, tuned arms first."""
+    from composer_cmi.study.sweep import describe, sweep
+
+    try:
+        summary = sweep(study_file, overrides or [], jobs=jobs, backend=backend, dry_run=dry_run)
+    except ConfigError as error:
+        raise typer.Exit(_fail(str(error))) from None
+    if not dry_run:
+        describe(summary, study_file, Console(file=sys.stdout, highlight=False))
+    raise typer.Exit(1 if summary.failed else 0)
+
+
+@app.command('report')
+def report_command(
+    folder: Annotated[str, typer.Argument(help="A study's folder, or any folder with finished runs below it")],
+    out: Annotated[str | None, typer.Option(help='Where to write; FOLDER/report by default')] = None,
+    against: Annotated[list[str] | None, typer.Option(help='Compare with this arm (may be repeated)')] = None,
+) -> None:
+    """Say what a study found: tables and pictures as Markdown, HTML, CSV and JSON."""
+    from composer_cmi.study.report import report
+
+    try:
+        files = report(folder, out, against or [])
+    except ConfigError as error:
+        raise typer.Exit(_fail(str(error))) from None
+    found = files['markdown'].read_text(encoding='utf-8').split('## What was found', 1)[1].split('\n## ', 1)[0]
+    print(found.strip(), *(f'{name}: {path}' for name, path in files.items()), sep='\n')
+
+
 def run_file(yaml_file: str, overrides: list[str]) -> int:
     """Run a YAML file with overrides; returns the exit code, after printing one sentence about a user's error."""
     from composer_cmi.run.arms import run_all
@@ -84,3 +121,7 @@ def main() -> None:
         print('usage: composer [-n RANKS] train.py FILE.yaml [key.sub=value ...]', file=sys.stderr)
         raise SystemExit(0 if len(sys.argv) > 1 else 2)
     raise SystemExit(run_file(sys.argv[1], sys.argv[2:]))
+
+
+if __name__ == '__main__':
+    app()
