@@ -1,1 +1,1 @@
-
+"""Conditional mutual information for fine-tuning and distilling classifiers with MosaicML Composer."""
