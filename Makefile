@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow lint format clean study studies-gpu
 
 demo: $(STAMP)
 	$(BIN)/composer train.py yamls/demo_mincmi.yaml
@@ -23,6 +23,25 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+STUDY_DATA := runs/data/trec.tsv
+SEEDS ?= 32
+JOBS ?= 4
+
+# Under an hour on two cores; a second call does what is left.
+study: $(STAMP) $(STUDY_DATA)
+	$(BIN)/composer-cmi sweep studies/mincmi_small.yaml --jobs 2
+	$(BIN)/composer-cmi report runs/studies/mincmi_small
+
+# All studies with many seeds, for a machine with a GPU: JOBS runs share it.
+studies-gpu: $(STAMP) $(STUDY_DATA)
+	for study in mincmi_small start_and_form stress distill_l6_l3; do \
+	  $(BIN)/composer-cmi sweep studies/$$study.yaml name=$${study}_gpu seeds=$(SEEDS) --jobs $(JOBS); \
+	  $(BIN)/composer-cmi report runs/studies/$${study}_gpu || exit 1; \
+	done
+
+$(STUDY_DATA):
+	$(BIN)/python studies/fetch_data.py runs/data
 
 # Only what defines the environment makes it anew.
 $(STAMP): pyproject.toml

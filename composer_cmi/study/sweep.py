@@ -22,6 +22,7 @@ from composer_cmi.study.config import StudyConfig, combinations, load_study
 from composer_cmi.study.execute import RUNNER, Backend, LocalBackend, RayBackend, is_finished, job_of, log_file
 from composer_cmi.study.plan import Cell, check_cells, names_of_tuned_ce, plan_reported, plan_tuning
 from composer_cmi.study.progress import Progress
+from composer_cmi.study.slices import check_slices
 
 __all__ = ['STUDY_FILE', 'TUNING_FILE', 'Summary', 'choose', 'describe', 'run_cells', 'sweep']
 
@@ -74,6 +75,7 @@ def sweep(
     foreseen = plan_reported(study, _first_candidates(tuning, study))
     unsettled = {name for name, arm in study.arms.items() if arm.tune or arm.tuned_as}
     check_cells(study, [*tuning, *foreseen], may_differ=unsettled)
+    check_slices(study, tuning, foreseen)
     names = f'{len(study.settings)} settings, arms {", ".join(study.arms)}, {len(study.seeds)} seeds'
     console.print(f'{study.name}: {names}; {len(tuning)} tuning runs, then {len(foreseen)} reported runs')
     if dry_run:
