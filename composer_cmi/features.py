@@ -103,12 +103,11 @@ class FeatureReader:
         self._reads_head = bool(heads)
         self._position = position
         # A named module is as wide as its last weight; one without any (an activation) as what the head is given.
-        weights = [] if heads or name is None else [*modules[name].parameters()]
+        weights = [] if heads or name is None else [p for p in modules[name].parameters() if p.ndim]
         self.num_classes: int = classes or _last(find_heads(model)).out_features
         self.dim: int = weights[-1].shape[0] if weights else _last(heads or find_heads(model, classes)).in_features
         self._box = _Box()
         self._handles: list[Any] = []
-        self._compiled = False
 
     def attach(self, model: nn.Module, always: bool = False) -> None:
         """Hooks the model, by now perhaps wrapped in DDP, FSDP, checkpointing or torch.compile.
@@ -119,10 +118,8 @@ class FeatureReader:
         modules = _modules_by_name(model)
         if gone := [name for name in self._names if name not in modules]:
             raise ValueError(f'The model has no module {gone[0]!r} any more, where its features were to be read.')
-        # torch.compile bakes hooks in at the first call and never looks again.
-        self._compiled = any('_orig_mod' in m._modules or m._compiled_call_impl is not None for m in model.modules())
-        if self._compiled:
-            torch.compiler.reset()
+        if any('_orig_mod' in m._modules or m._compiled_call_impl is not None for m in model.modules()):
+            torch.compiler.reset()  # code compiled without hooks does not notice that there are some now
         self._box.always = always
         if not self._reads_head:
             self._hook(modules[self._names[0]].register_forward_hook, _after_module)
@@ -139,8 +136,6 @@ class FeatureReader:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        if self._compiled:
-            torch.compiler.reset()
         self.clear()
 
     def clear(self) -> None:

@@ -226,6 +226,12 @@ def test_last_positions_by_hand():
     assert last_positions({'input_ids': ids}, 4, 0).tolist() == [1, 3, 2, 0]
     assert last_positions(transformers.BatchEncoding({'input_ids': ids}), 4, 0).tolist() == [1, 3, 2, 0]
     mask = torch.tensor([[1, 1, 1, 0], [0, 0, 1, 1], [1, 1, 1, 1], [1, 0, 0, 0]])
+    assert last_positions({'input_ids': ids, 'attention_mask': mask}, 4, 0).tolist() == [
+        1,
+        3,
+        2,
+        0,
+    ]  # as the model does
     for cast in (mask, mask.bool(), mask.float()):
         assert last_positions({'input_ids': ids, 'attention_mask': cast}, 4, None).tolist() == [2, 3, 3, 0]
     with pytest.raises(ValueError, match='there are no attention_mask, nor input_ids and pad_token_id'):
@@ -273,9 +279,10 @@ def test_convolutional_classifier_and_layers_in_a_list():
     torch.testing.assert_close(channels, cnn[0](x).flatten(2) * 2 * kept)  # whole channels dropped, no single entries
 
     layers = nn.ModuleList([nn.Linear(6, WIDTH), nn.Dropout(0.5), nn.Linear(WIDTH, CLASSES)])
-    reader = FeatureReader(layers)  # no number of classes anywhere: the last linear layer
+    model = nn.ModuleDict({'layers': layers})
+    reader = FeatureReader(model)  # no number of classes anywhere: the last linear layer
     assert (reader.dim, reader.num_classes) == (WIDTH, CLASSES)
-    reader.attach(layers)
+    reader.attach(model)
     hidden = layers[0](torch.randn(2, 6))
     layers[2](input=layers[1](input=hidden))
     assert reader.read(None) is hidden
@@ -492,15 +499,17 @@ def test_gradient_checkpointing_fires_again_but_is_not_read():
 
 def test_wrapped_by_checkpointing():
     model, batch = make_classifier(nn.Dropout(0.5))
-    reader = FeatureReader(model)
+    reader, inner = FeatureReader(model), FeatureReader(model, module='body.0')
     model.module.head = checkpoint_wrapper(model.module.head)  # type: ignore[assignment]
     model.module.body = checkpoint_wrapper(model.module.body)  # type: ignore[assignment]
     reader.attach(model)
+    inner.attach(model)
     logits = model(batch)
     features = reader.read(batch)
+    torch.testing.assert_close(features, nn.functional.silu(inner.read(batch)))
     torch.testing.assert_close(features, model.module.body(batch[0]))
-    (logits.sum() + features.sum()).backward()
-    assert FeatureReader(model, num_classes=CLASSES)._names == ['module.head']  # the same name, found afterwards
+    (logits.sum() + features.sum() + inner.read(batch).sum()).backward()
+    assert model.module.body[0].weight.grad.any()
 
 
 @pytest.mark.parametrize('name', ['bert', 'llama'])
