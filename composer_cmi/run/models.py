@@ -10,16 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from composer.models import HuggingFaceModel
 from torchmetrics import Metric
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.modeling_utils import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from composer_cmi import registry
 from composer_cmi.run.errors import ConfigError
@@ -207,7 +203,7 @@ def build_composer_model(
     if fsdp:
         # Composer asks the model which modules become FSDP units of their own: each layer.
         layers = set(encoder_layers(model))
-        model.fsdp_wrap_fn = lambda module: module in layers  # pyright: ignore[reportAttributeAccessIssue]
+        model.fsdp_wrap_fn = lambda module: module in layers  # pyright: ignore[reportArgumentType]
     try:
         return HuggingFaceModel(
             model,
@@ -237,5 +233,5 @@ def _lora_config(section: Mapping[str, Any]) -> Any:
 
 def silence_transformers() -> None:
     """No notice about freshly initialised heads: that is what fine-tuning does."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

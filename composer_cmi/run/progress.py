@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any, TextIO
 
 from composer.core import State
@@ -27,7 +28,11 @@ class ProgressBar(LoggerDestination):
         self.shown = shown
         self.stream = sys.stderr if stream is None else stream
         self.values: dict[str, Any] = {}
+        # In a log file every refresh is a line.
+        self._interval = 0.3 if self.stream.isatty() else 15.0
         self._bar: tqdm | None = None
+        self._drawn = 0.0
+        self._pending = 0
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         self.values.update({self.shown[name]: value for name, value in metrics.items() if name in self.shown})
@@ -43,30 +48,31 @@ class ProgressBar(LoggerDestination):
                 file=self.stream,
                 dynamic_ncols=interactive,
                 ncols=None if interactive else 120,
-                # In a log file every refresh is a line.
-                mininterval=0.2 if interactive else 15,
-                maxinterval=0.5 if interactive else 30,
+                mininterval=0,
+                miniters=1,
             )
+            self._drawn = time.monotonic()
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        if self._bar is not None and self._bar.update(1):
-            # Only when tqdm has drawn: reading the tensors makes the device wait.
-            self._show()
+        self._pending += 1
+        if time.monotonic() - self._drawn > self._interval:
+            self._draw()
 
     def fit_end(self, state: State, logger: Logger) -> None:
-        if self._bar is not None:
-            self._show()
-            self._bar.close()
-            self._bar = None
+        self._draw()
+        self.close(state, logger)
 
     def close(self, state: State, logger: Logger) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
-    def _show(self) -> None:
+    def _draw(self) -> None:
         if self._bar is not None:
-            self._bar.set_postfix({name: _short(value) for name, value in self.values.items()}, refresh=True)
+            # Tensors are read only here: reading them makes the device wait.
+            self._bar.set_postfix({name: _short(value) for name, value in self.values.items()}, refresh=False)
+            self._bar.update(self._pending)
+        self._drawn, self._pending = time.monotonic(), 0
 
 
 def _short(value: Any) -> str:

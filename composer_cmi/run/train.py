@@ -281,13 +281,11 @@ def _write_folder(
         notes=list(data.notes),
         config=config.resolved(),
     )
-    rebuild = None
-    if config.fsdp is not None:
 
-        def rebuild() -> HuggingFaceModel:
-            return build_composer_model(*build_model(config.model, data.label_names), peft=config.peft)
+    def rebuild() -> HuggingFaceModel:
+        return build_composer_model(*build_model(config.model, data.label_names), peft=config.peft)
 
-    export_model(setup.model, config.folder / 'model', rebuild=rebuild)
+    export_model(setup.model, config.folder / 'model', rebuild=None if config.fsdp is None else rebuild)
     if dist.get_global_rank() == 0:
         for split, part in after.items():
             write_predictions(config.folder / f'predictions_{split}.csv', part)
