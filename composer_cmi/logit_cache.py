@@ -184,6 +184,8 @@ class LogitCache:
         }
         aside = path.with_name(f'{path.name}.{os.getpid()}.tmp')
         save_file(tensors, str(aside), metadata=metadata)
+        # safetensors makes it readable to its owner only; a cache is shared like any other file of the folder.
+        os.chmod(aside, path.parent.stat().st_mode & 0o666)
         os.replace(aside, path)
         return path
 

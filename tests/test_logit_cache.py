@@ -95,6 +95,7 @@ def test_round_trip(tmp_path):
     assert torch.equal(cache.example_ids, IDS) and torch.equal(cache.logits, LOGITS)
     assert cache.logits.dtype == torch.float32 and cache.key == KEY and cache.label_names == ('no', 'yes')
     assert os.listdir(path.parent) == ['x.safetensors']  # nothing is left behind
+    assert path.stat().st_mode & 0o444 == path.parent.stat().st_mode & 0o444  # shared as the folder is
     LogitCache(IDS, LOGITS, key=KEY).save(path)
     assert LogitCache.open(path).label_names is None
 

@@ -31,6 +31,7 @@ from composer_cmi.algorithms.loss import get_total, replace_total
 from composer_cmi.compatibility import check_numbers, label_names_of, label_order, num_labels_of
 from composer_cmi.functional import distillation_divergence
 from composer_cmi.logit_cache import CacheError, CacheKey, LogitCache, open_or_build
+from composer_cmi.registry import register_algorithm
 from composer_cmi.teacher import Teacher, TeacherSpec, load_teacher, outputs_to_logits
 from composer_cmi.teacher_pass import rows_fingerprint, run_teacher
 
@@ -63,6 +64,7 @@ def distillation_loss(own: Tensor, divergence: Tensor, labelled_share: Tensor, a
     return taught if alpha == 1 else labelled + alpha * taught
 
 
+@register_algorithm('knowledge_distillation')
 class KnowledgeDistillation(Algorithm):
     """Train a student on `(1 - alpha) * CE + alpha * tau^2 * KL(teacher || student)` (arXiv 1503.02531).
 

@@ -20,6 +20,7 @@ from composer_cmi.run.batches import Collator
 from composer_cmi.run.data import TaskData, concatenate, tokenize
 from composer_cmi.run.encoding import EncodedSplit, tokenizer_fingerprint
 from composer_cmi.run.models import check_max_length
+from composer_cmi.run.results import load_results
 from composer_cmi.run.splits import Split
 from composer_cmi.teacher import Teacher, load_teacher
 from composer_cmi.teacher_pass import rows_fingerprint, run_teacher
@@ -136,6 +137,7 @@ def _check_accuracy(
         'cmi_logits': float(cmi_f.conditional_mutual_information(stats)),
         'relative_cmi_logits': float(cmi_f.relative_cmi(stats)),
         'cached': algorithm.cache is not None,
+        **_run_facts(teacher),
     }
     if dist.get_global_rank() == 0:
         print(f'Teacher {teacher.source}: accuracy {accuracy:.4f} on {name} (majority {majority:.4f}).')
@@ -144,6 +146,13 @@ def _check_accuracy(
             f'The teacher {teacher.source} has accuracy {accuracy:.4f} on {name}, no better than always naming the '
             f'commonest class ({majority:.4f}): train it first, or pass allow_weak_teacher=True.'
         )
+
+
+def _run_facts(teacher: Teacher) -> dict[str, float]:
+    """What the run that trained the teacher measured of its features; nothing for a teacher from elsewhere."""
+    results = load_results(teacher.source) if len(teacher.members) == 1 else None
+    features = results.cmi.get('after', {}).get('features') if results is not None else None
+    return {} if features is None else {'cmi_features': features.cmi, 'relative_cmi_features': features.relative_cmi}
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:
