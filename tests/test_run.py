@@ -127,6 +127,35 @@ def test_arms_start_equal_and_are_set_side_by_side(tmp_path, capsys):
     assert config['num_hidden_layers'] == 1
 
 
+def test_a_chain_of_arms_hands_the_teacher_to_the_student(tmp_path, capsys):
+    arms = {
+        'ce_teacher': {'train.max_duration': '10ep'},
+        'maxcmi_teacher': {
+            'model.name_or_path': 'arm:ce_teacher',
+            'algorithms.cmi_maximization': {'weight': 0.2, 'start': '0dur'},
+        },
+        'student': {
+            'model.keep_layers': [0],
+            'data.labelled_rows': 12,
+            'algorithms.knowledge_distillation': {
+                'teacher': 'arm:maxcmi_teacher',
+                'cache': str(tmp_path / 'logits'),
+                'allow_weak_teacher': True,
+            },
+        },
+    }
+    assert run_file(str(make_all(tmp_path, arms=arms, algorithms={})), []) == 0
+    ce, maxcmi, student = (load_results(tmp_path / 'runs' / 'tiny' / name) for name in arms)
+    assert ce is not None and maxcmi is not None and student is not None
+    assert maxcmi.cmi['before']['logits'].cmi == pytest.approx(ce.cmi['after']['logits'].cmi, rel=1e-4)
+    assert maxcmi.cmi['after']['logits'].cmi > maxcmi.cmi['before']['logits'].cmi
+    assert student.num_examples['train'] == 12 and student.num_examples['unlabelled'] == 12
+    assert student.timing.steps == 9  # the rows without labels are trained on too
+    assert student.teacher is not None
+    assert student.teacher['accuracy'] == pytest.approx(maxcmi.primary_score)
+    assert 'teacher accuracy' in capsys.readouterr().out
+
+
 CRASH = """
 from pathlib import Path
 from composer.core import Algorithm, Event
