@@ -1,10 +1,10 @@
-# make demo | make test | make lint: each makes .venv first; a second call reuses it.
+# make demo | make test | make glue-smoke | make lint: each makes .venv first; a second call reuses it.
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint format clean study studies-gpu
+.PHONY: demo test test-slow glue-smoke lint format clean study studies-gpu
 
 demo: $(STAMP)
 	$(BIN)/composer train.py yamls/demo_mincmi.yaml
@@ -14,6 +14,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
+
+# Every GLUE task by every recipe, from files and from a `datasets` cache, with a tiny model.
+glue-smoke: $(STAMP)
+	$(BIN)/python benchmarks/glue_smoke.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
