@@ -38,7 +38,7 @@ CASES = {
     'epoch': lambda: [CMIRegularization(3.0, form='plain', start='0ba', centroids='epoch')],
     'fixed': lambda: [CMIRegularization(3.0, form='plain', start='2ba', centroids='fixed')],
     'max': lambda: [CMIMaximization(start='1ba')],
-    'max features': lambda: [CMIMaximization(3.0, space='features', start='1ba', max_growth=None)],
+    'max features': lambda: [CMIMaximization(3.0, space='features', start='1ba')],
     'max fixed': lambda: [CMIMaximization(centroids='fixed', start='0ba')],
     'distillation': lambda: [distillation()],
     'distillation, cmi': lambda: [distillation(), CASES['paper']()[0]],

@@ -81,7 +81,7 @@ def test_the_sign_on_data(space, seed):
     for algorithms in (
         [CMIRegularization(weight, **options)],
         [],
-        [CMIMaximization(weight, max_growth=None, **options)],
+        [CMIMaximization(weight, **options)],
     ):
         model = toys.mlp(seed=seed)
         fit(algorithms, model, max_duration='12ep')
@@ -215,7 +215,7 @@ def test_ascent_is_that_of_true_cmi_from_far_away():
 
 @pytest.mark.parametrize(('cap', 'limit'), [({'max_cmi': 0.05}, 0.05), ({'max_growth': 1.5}, None)])
 def test_the_cap_holds(cap, limit):
-    free = fit([CMIMaximization(20.0, space='features', start='2ba', max_growth=None)], max_duration='15ep')[1]
+    free = fit([CMIMaximization(20.0, space='features', start='2ba')], max_duration='15ep')[1]
     algorithm = CMIMaximization(20.0, space='features', start='2ba', **{'max_growth': None, **cap})
     capped = fit([algorithm], max_duration='15ep')[1]
     limit = limit or 1.5 * algorithm.initial_cmi.item()

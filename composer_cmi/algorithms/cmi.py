@@ -95,9 +95,8 @@ class CMIMaximization(CMIAlgorithm):
         form: as in `CMIRegularization`.
         start: as in `CMIRegularization`.
         ramp: as in `CMIRegularization`.
-        max_cmi: the term is switched off while the running CMI is at or above this many nats: without a cap, features
-        can
-            meet the objective by growing their norm. `None`: no cap.
+        max_cmi: the term is switched off while the running CMI is at or above this many nats. Set this cap or the next
+            in feature space, where a growing norm of the features alone meets the objective. `None`: no cap.
         max_growth: the same cap as a multiple of the CMI measured when the term started. `None`: no cap.
         temperature: as in `CMIRegularization`.
         centroids: `'ema'` (fresh), or `'fixed'`: the MCMI recipe, one pass over the training set with a trained CE
@@ -123,7 +122,7 @@ class CMIMaximization(CMIAlgorithm):
         start: str | Time = '0.3dur',
         ramp: str | Time = '0dur',
         max_cmi: float | None = None,
-        max_growth: float | None = 10.0,
+        max_growth: float | None = None,
         temperature: float = 1.0,
         centroids: Literal['ema', 'fixed'] = 'ema',
         decay: float = 0.5,
