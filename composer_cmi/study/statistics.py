@@ -141,7 +141,7 @@ def paired_t_test(differences: ArrayLike) -> float:
         return 1.0
     if len(values) < 2 or np.ptp(values) <= 1e-12 * np.abs(values).max():
         return math.nan
-    return float(stats.ttest_1samp(values, 0.0)[1])
+    return float(np.asarray(stats.ttest_1samp(values, 0.0))[1])
 
 
 def wilcoxon_p(differences: ArrayLike) -> float:
@@ -149,8 +149,7 @@ def wilcoxon_p(differences: ArrayLike) -> float:
     values = _differences(differences)
     if not values.any():
         return 1.0
-    _, p = stats.wilcoxon(values)
-    return float(p)
+    return float(np.asarray(stats.wilcoxon(values))[1])
 
 
 def paired_difference(
