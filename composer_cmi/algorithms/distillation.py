@@ -127,6 +127,7 @@ class KnowledgeDistillation(Algorithm):
         self._table: LogitCache | None = None
         self._teacher_logits: Tensor | None = None
         self._labelled_share: Tensor | None = None
+        self._logged = False
         self._sums: Tensor | None = None  # of the divergence, of agreeing rows, of rows: since the batch began
 
     def __repr__(self) -> str:
@@ -205,6 +206,10 @@ class KnowledgeDistillation(Algorithm):
 
     # --- in a step --------------------------------------------------------------------------------------------------
 
+    def _begin_batch(self, state: State, logger: Logger) -> None:
+        # SAM passes a batch twice, the second time at other weights: the first pass is what is logged.
+        self._logged = False
+
     def _begin_pass(self, state: State, logger: Logger) -> None:
         # Once per closure: a batch that is replayed after an out-of-memory error is not counted twice.
         self._sums = None
@@ -253,8 +258,9 @@ class KnowledgeDistillation(Algorithm):
         return divergence
 
     def _log(self, state: State, logger: Logger) -> None:
-        if self._sums is None:
+        if self._sums is None or self._logged:
             return
+        self._logged = True
         # Tensors, not floats: whether to wait for the device is the logger's choice. Of this rank's rows.
         divergence, agreeing, rows = self._sums
         metrics: dict[str, Any] = {'distillation/loss': divergence / rows, 'distillation/agreement': agreeing / rows}
@@ -309,6 +315,7 @@ class KnowledgeDistillation(Algorithm):
 _HANDLERS = {
     Event.INIT: '_compare',
     Event.FIT_START: '_start',
+    Event.BATCH_START: '_begin_batch',
     Event.BEFORE_TRAIN_BATCH: '_begin_pass',
     Event.BEFORE_FORWARD: '_ask_teacher',
     Event.AFTER_LOSS: '_weigh',
