@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 from composer.utils import dist
 from rich.console import Console
-from rich.table import Table
 
 from composer_cmi import registry
 from composer_cmi.run.errors import ConfigError
@@ -49,15 +50,39 @@ def list_command(
         raise typer.Exit(
             _fail(f'There is no list of {kind!r}.{registry.nearest(kind, kinds)} Lists: {", ".join(kinds)}.')
         )
-    console = Console(file=sys.stdout)
+    # One line each: cut to a terminal, whole in a file.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for name, (known, get) in kinds.items():
         if kind in (name, 'all'):
-            table = Table(title=name, title_justify='left', show_header=False)
-            for entry in known():
-                table.add_row(entry, registry.describe(get(entry)).replace('`', ''))
-            console.print(table)
+            entries = known()
+            print(f'{name}:')
+            for entry in entries:
+                print(f'  {entry:<{max(map(len, entries))}}  {_summary(get, entry)}'[:width])
     if kind in ('models', 'all'):
-        console.print('Any Hugging Face hub name or folder, and any finished run folder, is a model too.')
+        print('Any Hugging Face hub name or folder, and any finished run folder, is a model too.')
+
+
+def _summary(get: Callable[[str], Any], name: str) -> str:
+    try:
+        return registry.describe(get(name))
+    except ValueError as error:  # a task that is there to be refused, or a plugin that is broken
+        return registry.describe(str(error))
+
+
+@app.command('submit')
+def submit_command(
+    folders: Annotated[list[str], typer.Argument(help='Finished runs of GLUE tasks, one a task')],
+    out: Annotated[str, typer.Option(help='Where the files go')] = 'submission',
+) -> None:
+    """Predict the test splits of finished GLUE runs and write the leaderboard's TSV files."""
+    from composer_cmi.run.submission import submit
+
+    try:
+        files = submit(folders, out)
+    except ConfigError as error:
+        raise typer.Exit(_fail(str(error))) from None
+    print(*files, sep='\n')
+    print('The site wants them in one zip with a file for every task: STS-B.tsv and AX.tsv come from elsewhere.')
 
 
 @app.command('sweep')

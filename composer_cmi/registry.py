@@ -15,6 +15,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -166,11 +167,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def describe(entry: Any) -> str:
-    """One line about a registered entry: its ``summary``, or the first line of its docstring."""
-    text = getattr(entry, 'summary', None)
+    """One line about a registered entry, or about a text: the first sentence of its ``summary`` or docstring."""
+    text = entry if isinstance(entry, str) else getattr(entry, 'summary', None)
     if not isinstance(text, str):
         text = inspect.getdoc(entry) or ''
-    return text.strip().split('\n')[0]
+    # Composer's docstrings are reStructuredText: links, roles, and lines broken anywhere.
+    text = ' '.join(text.split('\n\n')[0].replace('\\\n', '').split())
+    text = re.sub(r'\s*<https?://[^>]*>`?_{0,2}|(:[a-z]+:|class:)`[~.]*|`', '', text)
+    return re.split(r'(?<=\.) (?=[A-Z])', text)[0]
 
 
 def import_user_code(paths: Iterable[str | Path]) -> None:
