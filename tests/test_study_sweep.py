@@ -342,6 +342,17 @@ def test_a_base_with_cmi_or_arms_is_refused(tmp_path):
         quiet_sweep(write_study(tmp_path, TWO_ARMS), jobs=0)
 
 
+def test_tuning_on_reported_rows_is_refused(tmp_path):
+    rows = [f'film number {i}\t{["pos", "neg"][i % 2]}' for i in range(60)]
+    for name in ('train', 'dev'):  # the dev file repeats the training file: a slice of train is reported rows
+        (tmp_path / f'{name}.tsv').write_text('\n'.join(['text\tlabel', *rows]) + '\n')
+    settings = {'leaky': {'task': 'custom', 'data.path': str(tmp_path)}}
+    path = write_study(tmp_path, {**TUNED, 'settings': settings})
+    with pytest.raises(ConfigError, match=r'settings.leaky: \d+ of the \d+ rows that tuning is scored on are reported'):
+        quiet_sweep(path)
+    assert not events(tmp_path)
+
+
 def test_finished_runs_of_other_settings_are_not_taken_for_these(tmp_path):
     quiet_sweep(write_study(tmp_path, TWO_ARMS))
     changed = {**TWO_ARMS, 'settings': {'few': {'data.train_rows': 50}}}
