@@ -168,6 +168,7 @@ def _line(task: Task, header: Sequence[str], index: int, row: Row) -> str:
 def _write_datasets(task: Task, rows: dict[str, list[Row]], folder: Path) -> None:
     import datasets
 
+    datasets.disable_progress_bars()
     features = {column: datasets.Value('string') for column in task.text_columns}
     features |= {'label': datasets.ClassLabel(names=list(task.label_names)), 'idx': datasets.Value('int32')}
     splits = {}

@@ -118,11 +118,14 @@ def smoke(
                 spent = time.perf_counter() - started
                 print(f'{name} {source.name} {recipe}: {one.timing.steps} steps, {spent:.1f} s', file=sys.stderr)
     for (name, source, recipe), one in results.items():
-        other = results.get((name, 'files', recipe), one)
-        # The same rows in the same order: to the last bit the same run.
-        if (one.data_fingerprint, one.scores, one.cmi) != (other.data_fingerprint, other.scores, other.cmi):
+        if not _same(one, results.get((name, 'files', recipe), one)):
             wrong.append(f'{name}, {recipe}: from {source} it is not what it is from files')
     return results, wrong
+
+
+def _same(one: RunResults, other: RunResults) -> bool:
+    """Of the same rows in the same order: to the last bit the same run."""
+    return (one.data_fingerprint, one.scores, one.cmi) == (other.data_fingerprint, other.scores, other.cmi)
 
 
 def table(results: dict[tuple[str, str, str], RunResults]) -> Table:
@@ -136,10 +139,13 @@ def table(results: dict[tuple[str, str, str], RunResults]) -> Table:
         sources = list(dict.fromkeys(source for task_name, source, _ in results if task_name == name))
         first = {recipe: results[name, sources[0], recipe] for recipe in recipes}
         one = first[recipes[0]]
+        equal = all(_same(results[name, source, recipe], first[recipe]) for source in sources for recipe in recipes)
         for split in one.scores:
             cells = [' '.join(f'{run.scores[split][m]:.3f}' for m in task.metrics) for run in first.values()]
             rows = [str(one.num_examples['train']), str(one.num_examples[split])]
-            shown.add_row(name, split, *rows, ' '.join(task.metrics), *cells, ' = '.join(sources))
+            shown.add_row(
+                name, split, *rows, ' '.join(task.metrics), *cells, (' = ' if equal else ' != ').join(sources)
+            )
     return shown
 
 
