@@ -170,7 +170,7 @@ class CMIAlgorithm(Algorithm):
         measurable = (self.centroids.support >= _MIN_SUPPORT) | (self.centroids.examples_per_class >= _MAX_WAIT)
         self.initial_cmi = torch.where((self.initial_cmi == 0) & measurable, self.centroids.cmi, self.initial_cmi)
         # Where features were almost constant at the start, CE alone makes CMI grow a hundredfold: CMI_0 for ever would
-        # then turn weight / CMI_0 into a runaway. With the largest CMI so far the term never exceeds its weight by much.
+        # then turn weight / CMI_0 into a runaway. Over the largest CMI so far the term stays near its weight.
         self.unit = torch.where(self.initial_cmi > 0, torch.maximum(self.unit, self.centroids.cmi), self.unit)
 
     def _begin_pass(self, state: State, logger: Logger) -> None:

@@ -44,7 +44,7 @@ class CMIRegularization(CMIAlgorithm):
     Example:
         .. code-block:: python
 
-            trainer = Trainer(model=model, train_dataloader=loader, max_duration='3ep', algorithms=[CMIRegularization()])
+            trainer = Trainer(model=model, train_dataloader=loader, algorithms=[CMIRegularization()], ...)
     """
 
     _sign = 1
