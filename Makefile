@@ -4,7 +4,8 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow glue-smoke lint format clean study studies-gpu
+.PHONY: demo test test-slow glue-smoke lint format clean study studies-gpu partners kill-test mutants coverage overhead \
+  gpu-checks
 
 demo: $(STAMP)
 	$(BIN)/composer train.py yamls/demo_mincmi.yaml
@@ -46,6 +47,30 @@ studies-gpu: $(STAMP) $(STUDY_DATA)
 
 $(STUDY_DATA):
 	$(BIN)/python studies/fetch_data.py runs/data
+
+# What a machine with two cores does in minutes each; all of it is exact, none of it needs a GPU.
+partners: $(STAMP)
+	WRITE_PARTNERS=1 $(BIN)/python -m pytest -q tests/test_partners.py
+
+kill-test: $(STAMP)
+	$(BIN)/python tests/kill_and_resume.py
+
+mutants: $(STAMP)
+	$(BIN)/python tests/mutants.py
+
+# Branch coverage of everything outside run/ and study/, by one process: what ranks cover is not counted.
+CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,functional centroids metrics features cmi registry cli teacher \
+  logit_cache distillation resume partners))
+coverage: $(STAMP)
+	$(BIN)/python -m pytest -q -m 'not slow and not world_size' --cov --cov-report=term-missing --cov-fail-under=95 \
+	  $(CORE_TESTS)
+
+overhead: $(STAMP)
+	$(BIN)/python benchmarks/overhead.py
+
+# On a machine with a GPU: NCCL, FSDP1, mixed precision, and the overhead there.
+gpu-checks: $(STAMP)
+	PYTHON=$(BIN)/python sh benchmarks/gpu_checks.sh
 
 # Only what defines the environment makes it anew.
 $(STAMP): pyproject.toml
