@@ -49,9 +49,9 @@ def test_no_argument_works_on_any_classifier_and_logs(make):
     names = ('cmi', 'mutual_information', 'relative_cmi', 'weight', 'loss', 'train_accuracy', 'skipped_rows')
     for name in names:
         assert len(logged[f'cmi/{name}']) == 10, name
-    assert logged['cmi/weight'] == [0.0] * 3 + [0.2] * 7  # start='0.3dur'
+    assert logged['cmi/weight'] == [0.0] * 3 + [0.05] * 7  # start='0.3dur'
     assert all(0 < cmi <= mi for cmi, mi in zip(logged['cmi/cmi'], logged['cmi/mutual_information'], strict=True))
-    assert logged['cmi/loss'][3] == pytest.approx(0.2, rel=0.7)  # in units of CMI_0 it starts near its weight
+    assert logged['cmi/loss'][3] == pytest.approx(0.05, rel=0.7)  # in units of CMI_0 it starts near its weight
 
 
 def test_weight_zero_measures_and_changes_nothing():
