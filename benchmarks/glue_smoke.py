@@ -141,11 +141,10 @@ def table(results: dict[tuple[str, str, str], RunResults]) -> Table:
         one = first[recipes[0]]
         equal = all(_same(results[name, source, recipe], first[recipe]) for source in sources for recipe in recipes)
         for split in one.scores:
+            both = (' = ' if equal else ' != ').join(sources)
             cells = [' '.join(f'{run.scores[split][m]:.3f}' for m in task.metrics) for run in first.values()]
             rows = [str(one.num_examples['train']), str(one.num_examples[split])]
-            shown.add_row(
-                name, split, *rows, ' '.join(task.metrics), *cells, (' = ' if equal else ' != ').join(sources)
-            )
+            shown.add_row(name, split, *rows, ' '.join(task.metrics), *cells, both)
     return shown
 
 
