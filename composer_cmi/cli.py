@@ -135,8 +135,9 @@ def run_file(yaml_file: str, overrides: list[str]) -> int:
 
 
 def _fail(sentence: str) -> int:
-    if dist.get_global_rank() == 0:
-        print(f'composer-cmi: {sentence}', file=sys.stderr)
+    rank = dist.get_global_rank()
+    # The launcher shows the other ranks' words only when they fail, and an error may be theirs alone.
+    print(f'composer-cmi{f", rank {rank}" if rank else ""}: {sentence}', file=sys.stderr)
     return 2
 
 

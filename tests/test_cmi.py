@@ -411,3 +411,12 @@ def test_no_step_waits_for_the_device(monkeypatch):
     algorithm.apply(Event.AFTER_TRAIN_BATCH, state, trainer.logger)
     algorithm.apply(Event.BATCH_END, state, trainer.logger)
     assert calls == []
+
+
+def test_the_logged_loss_is_what_was_added():
+    """Also in the first batch, when no class has a centroid yet."""
+    _, with_term = fit([CMIRegularization(3.0, form='plain', start='0ba')], max_duration='3ba')
+    _, without = fit([CMIRegularization(0.0)], max_duration='1ba')
+    assert with_term['cmi/loss'][0] == 0
+    assert with_term['loss/train/total'][0] == pytest.approx(without['loss/train/total'][0])
+    assert with_term['cmi/loss'][1] > 0

@@ -232,10 +232,11 @@ class CMIAlgorithm(Algorithm):
     def _end_batch(self, state: State, logger: Logger) -> None:
         if not self.centroids.ready:
             return
-        factor, log_q = self._factor(), self.centroids.log_centroids
+        factor, log_q, known = self._factor(), self.centroids.log_centroids, self.centroids.known
         batch = self.centroids.commit()
         stats = self.centroids.statistics(batch)
-        excess = (stats.negentropies.sum() - (stats.sums * log_q).sum()) / stats.counts.sum().clamp(min=1)
+        by_class = torch.where(known, stats.negentropies - (stats.sums * log_q).sum(1), 0.0)
+        excess = by_class.sum() / stats.counts.sum().clamp(min=1)
         self.peak_information = torch.maximum(self.peak_information, self.centroids.mutual_information)
         self._log(state, logger, factor * excess, self.centroids.accuracy(batch))
         if state.timestamp.batch.value % _GUARD_INTERVAL == 0:

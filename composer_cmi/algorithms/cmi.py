@@ -90,9 +90,8 @@ class CMIMaximization(CMIAlgorithm):
     drift that survives a step is `decay` plus what one step moves the means, and dies out while that is below 1.
 
     Args:
-        weight: lambda, at least 0. On images (arXiv 2401.08732) about 0.2 was best in logit space and 0.5 harmful; in
-        our
-            short fine-tuning runs the held-out CMI moves from about 1 on (`benchmarks/teachers.py`).
+        weight: lambda, at least 0. On images (arXiv 2401.08732) about 0.2 was best in logit space and more than 0.5
+            harmful; in our short fine-tuning runs held-out CMI moves from about 1 on (`benchmarks/teachers.py`).
         space: `'logits'` is right for distillation, where the student sees only logits; or `'features'`.
         form: as in `CMIRegularization`.
         start: as in `CMIRegularization`.
