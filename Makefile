@@ -59,7 +59,7 @@ mutants: $(STAMP)
 	$(BIN)/python tests/mutants.py
 
 # Branch coverage of everything outside run/ and study/, by one process: what ranks cover is not counted.
-CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,functional centroids metrics features cmi registry cli teacher \
+CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,functional centroids metrics features loss cmi registry cli teacher \
   logit_cache distillation resume partners))
 coverage: $(STAMP)
 	$(BIN)/python -m pytest -q -m 'not slow and not world_size' --cov --cov-report=term-missing --cov-fail-under=95 \
