@@ -49,7 +49,7 @@ class ConditionalMutualInformation(Metric):
                 f'{type(self).__name__} wants [N, {self.dim}] inputs and [N] labels, '
                 f'got {list(preds.shape)} and {list(target.shape)}.'
             )
-        self._accumulate(cmi_f.log_distribution(preds, self.temperature), target)
+        self._accumulate(cmi_f.log_distribution(preds.double(), self.temperature), target)
 
     def _accumulate(self, log_f: Tensor, target: Tensor) -> None:
         stats = cmi_f.class_statistics(log_f, target, self.num_classes)

@@ -19,6 +19,11 @@ RANKS = (1, 2, 4)
 TOLERANCE = {torch.float32: 5e-6, torch.float64: 1e-12}
 
 
+def tolerance(case: str, dtype: torch.dtype) -> float:
+    """A teacher's logits are float32 whatever the student is, and its last bit depends on the cut of the batch."""
+    return max(TOLERANCE[dtype], 1e-8) if 'distillation' in case else TOLERANCE[dtype]
+
+
 @pytest.fixture(scope='module')
 def results(tmp_path_factory) -> dict[int, dict]:
     """By number of ranks, what the cases trained."""
@@ -42,9 +47,9 @@ def largest_difference(results: dict[int, dict], case: str, key: str, dtype: tor
 @pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
 @pytest.mark.parametrize('case', [case for case in exact_cases.CASES if case != 'mistake'])
 def test_same_weights_for_any_split(results, case, dtype):
-    assert max(largest_difference(results, case, 'weights', dtype).values()) < TOLERANCE[dtype]
+    assert max(largest_difference(results, case, 'weights', dtype).values()) < tolerance(case, dtype)
     if 'centroids' in results[1][case, 16, dtype]:
-        assert max(largest_difference(results, case, 'centroids', dtype).values()) < 20 * TOLERANCE[dtype]
+        assert max(largest_difference(results, case, 'centroids', dtype).values()) < 20 * tolerance(case, dtype)
 
 
 @pytest.mark.parametrize('case', [case for case in exact_cases.CASES if case not in ('none', 'mistake')])
@@ -98,12 +103,12 @@ def test_matrix(results, capsys):
     """Prints microbatch x ranks x precision: the largest difference of a weight over all cases."""
     cases = [case for case in exact_cases.CASES if case != 'mistake']
     lines = ['precision        ranks  ' + '  '.join(f'mb {size:<6}' for size in exact_cases.SIZES)]
-    for dtype, tolerance in TOLERANCE.items():
+    for dtype in TOLERANCE:
         worst: dict[tuple, float] = {}
         for case in cases:
             for split, difference in largest_difference(results, case, 'weights', dtype).items():
+                assert difference < tolerance(case, dtype)
                 worst[split] = max(worst.get(split, 0.0), difference)
-        assert max(worst.values()) < tolerance
         for n in RANKS:
             cells = [f'{worst[n, size]:<9.1e}' if (n, size) in worst else f'{"-":<9}' for size in exact_cases.SIZES]
             lines.append(f'{dtype!s:15}  {n:5}  ' + '  '.join(cells))

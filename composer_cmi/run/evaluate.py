@@ -108,7 +108,8 @@ def information(evaluation: Evaluation, num_classes: int) -> dict[str, dict[str,
     labelled = evaluation.labels >= 0
     result = {}
     for space, values in (('features', evaluation.features), ('logits', evaluation.logits)):
-        log_f = functional.log_distribution(values[labelled])
+        # CMI is a difference of entropies a thousand times larger: float32 would leave 1e-8 of noise.
+        log_f = functional.log_distribution(values[labelled].double())
         stats = functional.class_statistics(log_f, evaluation.labels[labelled], num_classes)
         result[space] = {
             'cmi': functional.conditional_mutual_information(stats).item(),
