@@ -20,6 +20,7 @@ __all__ = [
     'ClassStatistics',
     'centroids',
     'class_statistics',
+    'cmi_term',
     'conditional_mutual_information',
     'distillation_divergence',
     'divergence',
@@ -76,6 +77,26 @@ def distillation_divergence(student_logits: Tensor, teacher_logits: Tensor, temp
     """
     log_teacher = log_distribution(teacher_logits.detach(), temperature)
     return temperature**2 * divergence(log_teacher, log_distribution(student_logits, temperature))
+
+
+def cmi_term(log_f: Tensor, labels: Tensor, log_centroids: Tensor, keep: Tensor | None = None) -> Tensor:
+    """`D(f_n || Q_{y_n})` of each row against frozen class centroids `Q` (arXiv 2502.11258; arXiv 2309.09123).
+
+    Its mean over examples is `CMI + sum_y P(y) D(g_y || Q_y)`: CMI itself when `Q` holds the class means.
+
+    Args:
+        log_f: `[N, D]` from `log_distribution`.
+        labels: `[N]` int64; rows outside `0..C-1` give 0.
+        log_centroids: `[C, D]`, no gradient.
+        keep: optional `[N]` bool; other rows give 0.
+
+    Returns:
+        `[N]`, nats.
+    """
+    in_range = (labels >= 0) & (labels < len(log_centroids))
+    keep = in_range if keep is None else keep & in_range
+    rows = divergence(log_f, log_centroids[torch.where(in_range, labels, 0)])
+    return torch.where(keep, rows, 0.0)
 
 
 class ClassStatistics(NamedTuple):

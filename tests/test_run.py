@@ -156,6 +156,21 @@ def test_a_chain_of_arms_hands_the_teacher_to_the_student(tmp_path, capsys):
     assert 'teacher accuracy' in capsys.readouterr().out
 
 
+def test_a_teacher_at_chance_is_refused_before_the_student_trains(tmp_path, capsys):
+    """An untrained teacher scores the commonest class at best; the word for it lets it pass."""
+    teacher = make_model(tmp_path / 'teacher', seed=3)
+    config = transformers.AutoConfig.from_pretrained(teacher)
+    config.id2label, config.label2id = {0: 'food', 1: 'weather'}, {'food': 0, 'weather': 1}
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(teacher, config=config)
+    torch.nn.init.zeros_(model.classifier.weight)  # it answers the same class always
+    model.save_pretrained(teacher)
+    path = str(make_all(tmp_path, algorithms={'knowledge_distillation': {'teacher': str(teacher)}}))
+    assert run_file(path, []) == 2
+    assert 'commonest class' in capsys.readouterr().err
+    assert not (tmp_path / 'runs' / 'tiny' / 'checkpoints').exists()
+    assert run_file(path, ['algorithms.knowledge_distillation.allow_weak_teacher=true']) == 0
+
+
 CRASH = """
 from pathlib import Path
 from composer.core import Algorithm, Event

@@ -18,7 +18,7 @@ from composer_cmi.algorithms.loss import add_to_loss
 from composer_cmi.centroids import CentroidMode, ClassCentroids
 from composer_cmi.features import FeatureReader
 
-__all__ = ['CMIAlgorithm', 'Form', 'Space', 'cmi_term']
+__all__ = ['CMIAlgorithm', 'Form', 'Space']
 
 Space = Literal['features', 'logits']
 Form = Literal['scaled', 'plain', 'relative']
@@ -30,26 +30,6 @@ _MIN_SUPPORT = 4
 _MAX_WAIT = 32
 # The guard reads the device once in so many steps; a step that does not read does not wait for the device.
 _GUARD_INTERVAL = 20
-
-
-def cmi_term(log_f: Tensor, labels: Tensor, log_centroids: Tensor, keep: Tensor | None = None) -> Tensor:
-    """`D(f_n || Q_{y_n})` of each row against frozen class centroids `Q` (arXiv 2502.11258; arXiv 2309.09123).
-
-    Its mean over examples is `CMI + sum_y P(y) D(g_y || Q_y)`: CMI itself when `Q` holds the class means.
-
-    Args:
-        log_f: `[N, D]` from `composer_cmi.functional.log_distribution`.
-        labels: `[N]` int64; rows outside `0..C-1` give 0.
-        log_centroids: `[C, D]`, no gradient.
-        keep: optional `[N]` bool; other rows give 0.
-
-    Returns:
-        `[N]`, nats.
-    """
-    in_range = (labels >= 0) & (labels < len(log_centroids))
-    keep = in_range if keep is None else keep & in_range
-    rows = cmi_f.divergence(log_f, log_centroids[torch.where(in_range, labels, 0)])
-    return torch.where(keep, rows, 0.0)
 
 
 class CMIAlgorithm(Algorithm):
@@ -206,7 +186,7 @@ class CMIAlgorithm(Algorithm):
     def _term(self, log_f: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
         table = self.centroids
         keep = keep & table.cover(labels)
-        rows = cmi_term(log_f, labels, table.log_centroids.to(log_f.dtype), keep)
+        rows = cmi_f.cmi_term(log_f, labels, table.log_centroids.to(log_f.dtype), keep)
         if self.form == 'relative':
             a, b = table.cmi.to(log_f.dtype), table.mutual_information.to(log_f.dtype)
             whole = torch.where(keep, cmi_f.divergence(log_f, table.log_marginal.to(log_f.dtype)), 0.0)
