@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from glue_rows import make_glue
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
@@ -33,6 +32,7 @@ from composer_cmi.run.models import embedded_minilm
 from composer_cmi.run.results import RunResults, load_results
 from composer_cmi.run.schema import RunConfig
 from composer_cmi.run.tasks import Task
+from glue_rows import make_glue
 
 ROOT = Path(__file__).parents[1]
 TASKS = ('cola', 'mnli', 'mrpc', 'qnli', 'qqp', 'rte', 'sst2', 'wnli')

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 
 import torch
-import toys
 from composer.core import Event, State
 from composer.loggers import Logger
 from composer.utils import dist, get_device
 
+import toys
 from composer_cmi.algorithms import CMIMaximization, CMIRegularization, KnowledgeDistillation
 
 

@@ -14,13 +14,13 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import sharding
 import torch
-import toys
 from composer.utils import dist, get_device
 from composer.utils.parallelism import FSDP2Config
 
 import runs
+import sharding
+import toys
 
 CASES = ('regularization', 'regularization, fixed', 'maximization', 'distillation, regularization')
 

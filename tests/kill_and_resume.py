@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-import toys
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist, get_device
 
 import runs
+import toys
 
 CASE = 'distillation, regularization'
 LAST = runs.EPOCHS * runs.BATCHES

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import toys
 from composer import Trainer
 from composer.core import Algorithm, Callback, State
 from composer.loggers import InMemoryLogger, Logger
 from composer.models import ComposerModel
 from torch import Tensor
 
+import toys
 from composer_cmi.algorithms import CMIMaximization, CMIRegularization, KnowledgeDistillation
 
 EPOCHS, BATCHES = 3, 4  # of 16 rows

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import toys
 from composer import Trainer
 from composer.core import Algorithm, Callback, State
 from composer.loggers import Logger
@@ -21,6 +20,7 @@ from composer.utils.parallelism import FSDP2Config
 from torch.distributed.fsdp._fully_shard import _fsdp_collectives
 
 import runs
+import toys
 
 LAST = runs.EPOCHS * runs.BATCHES
 

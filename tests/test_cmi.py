@@ -6,7 +6,6 @@ import warnings
 
 import pytest
 import torch
-import toys
 from composer.algorithms import CutMix, LabelSmoothing, MixUp
 from composer.core import Event
 from composer.loggers import InMemoryLogger
@@ -14,6 +13,7 @@ from composer.models import ComposerClassifier
 from torch import nn
 from torch.utils.data import TensorDataset
 
+import toys
 from composer_cmi import functional as F
 from composer_cmi.algorithms import CMIMaximization, CMIRegularization
 from composer_cmi.centroids import ClassCentroids

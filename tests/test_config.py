@@ -3,10 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from run_tools import make_yaml
 
 from composer_cmi.run.config import ConfigError, arm_configs, deep_merge, load_config
 from composer_cmi.run.yaml_loader import parse_value
+from run_tools import make_yaml
 
 
 def write(tmp_path, text):

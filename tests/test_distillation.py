@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-import toys
 from composer.algorithms import SAM, SWA, CutMix, GradientClipping, LabelSmoothing, MixUp
 from composer.core import Algorithm, Event
 from composer.loggers import InMemoryLogger
@@ -18,6 +17,7 @@ from composer.utils import dist
 from torch import nn
 from torch.utils.data import default_collate
 
+import toys
 from composer_cmi.algorithms import CMIRegularization, KnowledgeDistillation
 from composer_cmi.algorithms.distillation import distillation_loss
 from composer_cmi.functional import distillation_divergence

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sharding
 import torch
-import toys
 from composer.utils import dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import runs
+import sharding
+import toys
 from composer_cmi.algorithms import CMIMaximization, CMIRegularization
 
 HERE = Path(__file__).parent

@@ -8,11 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import exact_cases
 import pytest
 import torch
-import toys
 from composer.algorithms import SAM, GradientClipping
+
+import exact_cases
+import toys
 
 HERE = Path(__file__).parent
 RANKS = (1, 2, 4)

@@ -12,7 +12,6 @@ sys.path.insert(0, str(ROOT / 'benchmarks'))
 
 import glue_rows  # noqa: E402
 import glue_smoke  # noqa: E402
-
 from composer_cmi.registry import get_task  # noqa: E402
 from composer_cmi.run.config import DataConfig  # noqa: E402
 from composer_cmi.run.data import load_task_data, load_test_splits  # noqa: E402

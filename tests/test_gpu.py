@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-import toys
 
 import runs
+import toys
 from composer_cmi.algorithms import CMIMaximization, CMIRegularization, KnowledgeDistillation
 
 pytestmark = [

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import toys
 from safetensors.torch import save_file
 from torch.utils.data import default_collate
 
+import toys
 from composer_cmi.logit_cache import CacheError, CacheKey, LogitCache, MissingExamplesError, open_or_build
 from composer_cmi.teacher import load_teacher
 from composer_cmi.teacher_pass import rows_fingerprint, run_teacher

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-import toys
 from composer.core import Event
 from composer.loggers import Logger
 from composer.models import ComposerClassifier
 from torch import Tensor
 
+import toys
 from composer_cmi.algorithms import CMIRegularization, KnowledgeDistillation
 from composer_cmi.algorithms.loss import add_to_loss, get_total, replace_total
 

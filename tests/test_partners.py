@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-import toys
 from composer import Trainer
 from composer.algorithms import (
     EMA,
@@ -39,6 +38,7 @@ from composer.models import ComposerClassifier, ComposerModel, HuggingFaceModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
+import toys
 from composer_cmi.algorithms import CMIMaximization, CMIRegularization, KnowledgeDistillation
 
 DOCS = Path(__file__).parents[1] / 'docs' / 'partners.md'

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 import toys
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import toys
 from composer.algorithms import GradientClipping
 from composer.core import Algorithm
 from composer.models import ComposerClassifier
@@ -17,6 +16,7 @@ from composer.utils import dist
 from torch import Tensor, nn
 
 import runs
+import toys
 from composer_cmi.algorithms import CMIMaximization, CMIRegularization, KnowledgeDistillation
 from composer_cmi.algorithms.resume import dropped_states, warn_about_dropped_states
 

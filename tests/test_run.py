@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from run_tools import make_all, make_data, make_model, make_yaml
 from typer.testing import CliRunner
 
 from composer_cmi import metrics
 from composer_cmi.cli import app, run_file
 from composer_cmi.run.outputs import read_history
 from composer_cmi.run.results import load_results
+from run_tools import make_all, make_data, make_model, make_yaml
 
 ROOT = Path(__file__).parents[1]
 

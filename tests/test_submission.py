@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from run_tools import make_all
 from typer.testing import CliRunner
 
-sys.path.insert(0, str(Path(__file__).parents[1] / 'benchmarks'))
-from glue_rows import make_glue
-from glue_smoke import make_model
+from run_tools import make_all
 
+sys.path.insert(0, str(Path(__file__).parents[1] / 'benchmarks'))
 from composer_cmi.cli import app, run_file
 from composer_cmi.registry import get_task
 from composer_cmi.run.readers import DataError
 from composer_cmi.run.submission import write_submission
+from glue_rows import make_glue
+from glue_smoke import make_model
 
 
 def test_files_are_named_and_ordered_as_the_leaderboard_wants(tmp_path):

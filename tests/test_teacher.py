@@ -7,7 +7,6 @@ import json
 
 import pytest
 import torch
-import toys
 from composer.models import HuggingFaceModel
 from torch import nn
 from transformers import (
@@ -19,6 +18,7 @@ from transformers import (
     DistilBertForSequenceClassification,
 )
 
+import toys
 from composer_cmi.compatibility import check_numbers, check_same_vocabulary, label_names_of, label_order, num_labels_of
 from composer_cmi.teacher import Member, Teacher, load_teacher, outputs_to_logits, weights_fingerprint
 
