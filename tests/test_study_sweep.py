@@ -23,7 +23,7 @@ from composer_cmi.run.config import load_config
 from composer_cmi.run.errors import ConfigError
 from composer_cmi.study.analysis import load_runs
 from composer_cmi.study.config import load_study, short_names
-from composer_cmi.study.execute import RUNNER, LocalBackend, job_of
+from composer_cmi.study.execute import LocalBackend, job_of
 from composer_cmi.study.plan import Cell, check_cells, plan_reported, plan_tuning
 from composer_cmi.study.progress import clock, time_left
 from composer_cmi.study.report import report
@@ -404,7 +404,7 @@ def test_real_runs_of_a_tiny_model(tmp_path):
         'checkpoint': {'save_interval': '2ep'},
     }
     path = write_study(tmp_path, {**TWO_ARMS, 'seeds': 2, 'settings': {'all': {}}}, base=base)
-    summary = sweep(path, jobs=2, runner=RUNNER)
+    summary = sweep(path, jobs=2)
     assert summary == Summary(0, 4, {}), [log.read_text()[-2000:] for log in tmp_path.rglob('*.log')]
     assert sweep(path, jobs=2) == Summary(4, 0, {})
     study = load_runs(tmp_path / 'out/small')

@@ -77,7 +77,7 @@ def build_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.op
         {'params': [p for p in trained if id(p) in no_decay], 'weight_decay': 0.0},
     ]
     groups = [group for group in groups if group['params']]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
 def build_scheduler(warmup_steps: int, total_steps: int) -> ComposerScheduler:

@@ -15,13 +15,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from composer_cmi.run.errors import ConfigError
 from composer_cmi.study.plan import Cell
+from composer_cmi.study.warm import WarmProcess
 
 __all__ = ['RUNNER', 'Backend', 'Job', 'LocalBackend', 'Outcome', 'RayBackend', 'is_finished', 'job_of', 'log_file']
 
@@ -41,11 +42,13 @@ class Outcome(NamedTuple):
 class Job(NamedTuple):
     """What a backend needs to know of a run; plain types, so that it travels to another machine.
 
-    `folder` is absolute and the command runs in `directory`, as a worker of a cluster has a directory of its own.
+    `folder` is absolute and the run works in `directory`, as a worker of a cluster has a directory of its own.
+    `runner` is the command that `arguments` are appended to; None is ours, forked from a process that has imported it.
     """
 
     folder: str
-    command: tuple[str, ...]
+    runner: tuple[str, ...] | None
+    arguments: tuple[str, ...]
     threads: int
     directory: str
 
@@ -53,7 +56,7 @@ class Job(NamedTuple):
 @dataclass
 class _Running:
     job: Job
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | WarmProcess
     started: float
 
 
@@ -83,21 +86,27 @@ def _start(job: Job) -> _Running | Outcome:
         environment = {**os.environ, 'OMP_NUM_THREADS': threads, 'MKL_NUM_THREADS': threads, 'COLUMNS': '200'}
         environment['TOKENIZERS_PARALLELISM'] = 'false'
         with log_file(job.folder).open('ab') as log:
-            process = subprocess.Popen(
-                job.command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                cwd=job.directory,
-                pass_fds=(lock.fileno(),),
-                start_new_session=True,
-            )
+            process = _spawn(job, environment, log.fileno(), lock.fileno())
         return _Running(job, process, time.monotonic())
 
 
+def _spawn(job: Job, environment: Mapping[str, str], log: int, lock: int) -> subprocess.Popen[bytes] | WarmProcess:
+    if job.runner is None:
+        return WarmProcess(job.arguments, environment=environment, directory=job.directory, log=log, lock=lock)
+    return subprocess.Popen(
+        (*job.runner, *job.arguments),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        cwd=job.directory,
+        pass_fds=(lock,),
+        start_new_session=True,
+    )
+
+
 def _outcome(running: _Running) -> Outcome:
-    folder, code = running.job.folder, running.process.returncode
+    folder, code = running.job.folder, running.process.returncode or 0
     seconds = time.monotonic() - running.started
     if code == 0 and is_finished(folder):
         return Outcome(folder, 'finished', seconds)
@@ -209,8 +218,8 @@ class RayBackend:
         return self._jobs - len(self._pending)
 
     def submit(self, job: Job) -> None:
-        """Hand a job to Ray."""
-        self._pending[self._task.remote(job)] = job
+        """Hand a job to Ray, whose workers start runs by command."""
+        self._pending[self._task.remote(job._replace(runner=job.runner or RUNNER))] = job
 
     def poll(self) -> list[Outcome]:
         """What has ended since the last call."""
@@ -234,6 +243,7 @@ class RayBackend:
         self._pending = {}
 
 
-def job_of(cell: Cell, base: str, threads: int, runner: Sequence[str] = RUNNER) -> Job:
+def job_of(cell: Cell, base: str, threads: int, runner: Sequence[str] | None = None) -> Job:
     """The process of a cell."""
-    return Job(str(Path(cell.folder).absolute()), (*runner, base, *cell.overrides), threads, os.getcwd())
+    arguments = (base, *cell.overrides)
+    return Job(str(Path(cell.folder).absolute()), tuple(runner) if runner else None, arguments, threads, os.getcwd())

@@ -19,7 +19,7 @@ from composer_cmi.run.errors import ConfigError
 from composer_cmi.run.outputs import write_json
 from composer_cmi.run.results import load_results
 from composer_cmi.study.config import StudyConfig, combinations, load_study
-from composer_cmi.study.execute import RUNNER, Backend, LocalBackend, RayBackend, is_finished, job_of, log_file
+from composer_cmi.study.execute import Backend, LocalBackend, RayBackend, is_finished, job_of, log_file
 from composer_cmi.study.plan import Cell, check_cells, names_of_tuned_ce, plan_reported, plan_tuning
 from composer_cmi.study.progress import Progress
 from composer_cmi.study.slices import check_slices
@@ -47,7 +47,7 @@ def sweep(
     jobs: int = 1,
     backend: str = 'local',
     dry_run: bool = False,
-    runner: Sequence[str] = RUNNER,
+    runner: Sequence[str] | None = None,
     console: Console | None = None,
 ) -> Summary:
     """Do what is left of a study.
@@ -58,7 +58,7 @@ def sweep(
         jobs: runs at a time.
         backend: 'local' or 'ray'.
         dry_run: check and print the plan only.
-        runner: the command that a run's file and overrides are appended to.
+        runner: a command that a run's file and overrides are appended to, instead of `composer-cmi run`.
         console: where progress is shown.
 
     Raises:
@@ -122,7 +122,7 @@ def run_cells(
     cells: Sequence[Cell],
     engine: Backend,
     jobs: int,
-    runner: Sequence[str],
+    runner: Sequence[str] | None,
     console: Console,
     phase: str,
 ) -> Summary:
