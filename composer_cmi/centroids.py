@@ -30,14 +30,12 @@ class ClassCentroids:
     """Class centroids `g_y` and the running statistics around them.
 
     A batch goes `begin` -> `add` for each microbatch -> `finish` -> `commit`. Several passes over one batch (SAM's
-    second
-    closure, the replay after an out-of-memory error) each `begin` anew; the first that finishes is committed.
+    second closure, the replay after an out-of-memory error) each `begin` anew; the first that finishes is committed.
 
     Args:
         mode: `'ema'`: exponential average over the batches in which a class occurs, weighted by its count there, so
-        that
-            it is unbiased from the first batch. `'epoch'`: the mean over the last whole epoch (over the current one
-            until the first is complete). `'fixed'`: what one pass over the training set gave (`fix`), for good.
+            that it is unbiased from the first batch. `'epoch'`: the mean over the last whole epoch (over the current
+            one until the first is complete). `'fixed'`: what one pass over the training set gave (`fix`), for good.
         decay: of the exponential average, in [0, 1).
 
     Raises:
@@ -52,8 +50,7 @@ class ClassCentroids:
         self.mode: CentroidMode = mode
         self.decay = decay
         self.shape = (0, 0)  # (classes, dim), known from `allocate` or a checkpoint
-        # State: the running average, the reference of 'epoch' and 'fixed', the epoch under way, and totals since the
-        # start.
+        # State: the running average, the reference of 'epoch' and 'fixed', the epoch under way, totals since the start.
         self.tables: dict[str, Tensor] = {}
         self.fixed = False
         self._pending = self._finished = None
@@ -237,13 +234,12 @@ class ClassCentroids:
         if state['schema_version'] > _SCHEMA_VERSION:
             raise ValueError(
                 f"The checkpoint's centroids have schema version {state['schema_version']}, this composer-cmi reads "
-                f'up to '
-                f'{_SCHEMA_VERSION}; upgrade composer-cmi.'
+                f'up to {_SCHEMA_VERSION}; upgrade composer-cmi.'
             )
         if state['mode'] != self.mode:
             raise ValueError(
-                f"The checkpoint was made with centroids='{state['mode']}', this run asks for '{self.mode}'; use "
-                f'the same.'
+                f"The checkpoint was made with centroids='{state['mode']}', this run asks for '{self.mode}'; use the "
+                'same.'
             )
         saved = (state['num_classes'], state['dim'])
         if saved == (0, 0):
@@ -258,7 +254,6 @@ class ClassCentroids:
 def _check_shapes(saved: tuple[int, int], wanted: tuple[int, int]) -> None:
     if saved != wanted:
         raise ValueError(
-            f"The checkpoint's centroids are for {saved[0]} classes of width {saved[1]}, but this run has "
-            f'{wanted[0]} classes '
-            f'of width {wanted[1]}; resume with the same model, task and space, or load the weights only.'
+            f"The checkpoint's centroids are for {saved[0]} classes of width {saved[1]}, but this run has {wanted[0]} "
+            f'classes of width {wanted[1]}; resume with the same model, task and space, or load the weights only.'
         )

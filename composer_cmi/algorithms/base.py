@@ -303,8 +303,7 @@ class CMIAlgorithm(Algorithm):
         if state['schema_version'] > _SCHEMA_VERSION:
             raise ValueError(
                 f"The checkpoint's {type(self).__name__} has schema version {state['schema_version']}, this "
-                f'composer-cmi '
-                f'reads up to {_SCHEMA_VERSION}; upgrade composer-cmi.'
+                f'composer-cmi reads up to {_SCHEMA_VERSION}; upgrade composer-cmi.'
             )
         if state['space'] != self.space:
             raise ValueError(

@@ -18,8 +18,7 @@ class CMIRegularization(CMIAlgorithm):
     """Fine-tune with CE + lambda * I(X;Z|Y): tighter clusters of each class (Sivakaran & Yang, arXiv 2502.11258).
 
     The term is measured from the first batch and added to the loss from `start` on. Against frozen centroids it is a
-    mean
-    over examples, so the result does not depend on microbatches or ranks; the centroids move once per batch.
+    mean over examples, so the result does not depend on microbatches or ranks; the centroids move once per batch.
 
     Args:
         weight: lambda, at least 0; its unit is set by `form`. 0 only measures and logs.
@@ -85,9 +84,8 @@ class CMIMaximization(CMIAlgorithm):
 
     Ascent against stale centroids would climb `CMI + sum_y P(y) D(g_y || Q_y)` by moving the class means away from `Q`.
     Subtracting that drift leaves, for each example, the direction `log f_n - log g_{y_n}` with *fresh* means `g`. So
-    the
-    centroids here follow the model closely (`decay`), which keeps the feedback between drift and centroids damped: the
-    drift that survives a step is `decay` plus what one step moves the means, and dies out while that is below 1.
+    the centroids here follow the model closely (`decay`), which keeps the feedback between drift and centroids damped:
+    the drift that survives a step is `decay` plus what one step moves the means, and dies out while that is below 1.
 
     Args:
         weight: lambda, at least 0. On images (arXiv 2401.08732) about 0.2 was best in logit space and more than 0.5
@@ -101,8 +99,7 @@ class CMIMaximization(CMIAlgorithm):
         max_growth: the same cap as a multiple of the CMI measured when the term started. `None`: no cap.
         temperature: as in `CMIRegularization`.
         centroids: `'ema'` (fresh), or `'fixed'`: the MCMI recipe, one pass over the training set with a trained CE
-        teacher,
-            which is then tuned further against those centroids, drift included.
+            teacher, which is then tuned further against those centroids, drift included.
         decay: as in `CMIRegularization`; small on purpose.
         feature_module: as in `CMIRegularization`.
         feature_position: as in `CMIRegularization`.
