@@ -29,24 +29,20 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-STUDY_DATA := runs/data/trec.tsv
 SEEDS ?= 32
 JOBS ?= 4
 
 # Under an hour on two cores; a second call does what is left.
-study: $(STAMP) $(STUDY_DATA)
+study: $(STAMP)
 	$(BIN)/composer-cmi sweep studies/mincmi_small.yaml --jobs 2
 	$(BIN)/composer-cmi report runs/studies/mincmi_small
 
 # All studies with many seeds, for a machine with a GPU: JOBS runs share it.
-studies-gpu: $(STAMP) $(STUDY_DATA)
+studies-gpu: $(STAMP)
 	for study in mincmi_small start_and_form stress distill_l6_l3; do \
 	  $(BIN)/composer-cmi sweep studies/$$study.yaml name=$${study}_gpu seeds=$(SEEDS) --jobs $(JOBS); \
 	  $(BIN)/composer-cmi report runs/studies/$${study}_gpu || exit 1; \
 	done
-
-$(STUDY_DATA):
-	$(BIN)/python studies/fetch_data.py runs/data
 
 # What a machine with two cores does in minutes each; all of it is exact, none of it needs a GPU.
 partners: $(STAMP)
