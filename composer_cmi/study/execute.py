@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
+import torch
+
 from composer_cmi.run.errors import ConfigError
 from composer_cmi.study.plan import Cell
 from composer_cmi.study.warm import WarmProcess
@@ -43,7 +45,7 @@ class Job(NamedTuple):
     """What a backend needs to know of a run; plain types, so that it travels to another machine.
 
     `folder` is absolute and the run works in `directory`, as a worker of a cluster has a directory of its own.
-    `runner` is the command that `arguments` are appended to; None is ours, forked from a process that has imported it.
+    `runner` is the command that `arguments` are appended to; None is ours, by the quickest way there is.
     """
 
     folder: str
@@ -91,10 +93,12 @@ def _start(job: Job) -> _Running | Outcome:
 
 
 def _spawn(job: Job, environment: Mapping[str, str], log: int, lock: int) -> subprocess.Popen[bytes] | WarmProcess:
-    if job.runner is None:
+    # A CUDA driver that an import has touched does not survive a fork: with a GPU each run imports for itself.
+    runner = job.runner or (RUNNER if torch.cuda.is_available() else None)
+    if runner is None:
         return WarmProcess(job.arguments, environment=environment, directory=job.directory, log=log, lock=lock)
     return subprocess.Popen(
-        (*job.runner, *job.arguments),
+        (*runner, *job.arguments),
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
