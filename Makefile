@@ -55,8 +55,9 @@ mutants: $(STAMP)
 	$(BIN)/python tests/mutants.py
 
 # Branch coverage of everything outside run/ and study/, by one process: what ranks cover is not counted.
-CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,functional centroids metrics features loss cmi registry cli teacher \
-  logit_cache distillation resume partners))
+CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,functional centroids metrics feature_architectures feature_modules \
+  feature_hooks loss cmi_training cmi_term cmi_trouble registry cli teacher logit_cache distillation_loss \
+  distillation_checks distillation_exactness distillation_resume resume partners))
 coverage: $(STAMP)
 	$(BIN)/python -m pytest -q -m 'not slow and not world_size' --cov --cov-report=term-missing --cov-fail-under=95 \
 	  $(CORE_TESTS)

@@ -69,7 +69,10 @@ MUTANTS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
         BASE,
         'self._sign * self._weight_now)',
         '-self._sign * self._weight_now)',
-        ('tests/test_cmi.py::test_the_sign_on_data[1-features]', 'tests/test_cmi.py::test_the_sign_on_data[1-logits]'),
+        (
+            'tests/test_cmi_training.py::test_the_sign_on_data[1-features]',
+            'tests/test_cmi_training.py::test_the_sign_on_data[1-logits]',
+        ),
     ),
 }
 

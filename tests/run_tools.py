@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 from pathlib import Path
 from typing import Any
@@ -101,3 +102,8 @@ def make_all(folder: Path, **changes: Any) -> Path:
     make_model(folder / 'model')
     make_data(folder / 'data')
     return make_yaml(folder, **changes)
+
+
+def predictions(folder: Path, split: str = 'dev') -> list[dict[str, str]]:
+    with (folder / f'predictions_{split}.csv').open() as file:
+        return list(csv.DictReader(file))

@@ -1,4 +1,4 @@
-"""What the command line prints; whole runs by it are in test_run.py, submissions in test_submission.py."""
+"""What the command line prints; whole runs by it are in test_run_folder.py, submissions in test_submission.py."""
 
 from __future__ import annotations
 
