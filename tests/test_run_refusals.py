@@ -1,0 +1,74 @@
+"""What cannot be run is refused before training, in one sentence and by an exit code."""
+
+from __future__ import annotations
+
+import pytest
+
+from composer_cmi.cli import run_file
+from run_tools import make_all
+
+
+@pytest.mark.parametrize('precision', ['amp_bf16', 'amp_fp16'])
+def test_mixed_precision_on_a_cpu_is_refused(tmp_path, capsys, precision):
+    assert run_file(str(make_all(tmp_path)), [f'train.precision={precision}']) == 2
+    assert 'needs a GPU' in capsys.readouterr().err
+
+
+BAD_INPUT = {
+    'missing YAML file': ([], 'none.yaml', r'There is no file'),
+    'unknown key': (['train.batch_sise=8'], None, r"unknown key 'train.batch_sise'. Did you mean 'batch_size'?"),
+    'wrong type': (['train.batch_size=many'], None, r'train.batch_size: input should be a valid integer'),
+    'unknown task': (['task=rtt'], None, r"Unknown task 'rtt'. Did you mean 'rte'?"),
+    'regression': (['task=stsb'], None, r'STS-B'),
+    'missing data': (['data.path=nowhere'], None, r'nowhere'),
+    'no such model': (['model.name_or_path=./nowhere'], None, r"there is no folder './nowhere'"),
+    'folder without a model': (['model.name_or_path={tmp}/data'], None, r'neither a Hugging Face model'),
+    'too long for the model': (['data.max_length=64'], None, r'64 is more than the 32 positions of the model'),
+    'no such layer': (
+        ['model.keep_layers=[0, 5]'],
+        None,
+        r'model.keep_layers: [0, 5] must be different numbers from 0 to 1',
+    ),
+    'bad algorithm argument': (
+        ['algorithms.cmi_regularization.space=labels'],
+        None,
+        r'algorithms.cmi_regularization: ',
+    ),
+    'bad weight': (['algorithms.cmi_regularization.weight=-1'], None, r'algorithms.cmi_regularization: '),
+    'bad feature module': (['algorithms.cmi_regularization.feature_module=bert.poler'], None, r'bert.pooler'),
+    'no such peft target': (['peft.target_modules=[nothing]'], None, r'peft: '),
+    'unknown peft key': (['peft.rank=8'], None, r"unknown key 'peft.rank'"),
+    'unknown fsdp key': (['fsdp.shard=1'], None, r"unknown key 'fsdp.shard'"),
+    'warm-up of the whole run': (['scheduler.warmup=1dur'], None, r'scheduler.warmup: 9 steps leave nothing'),
+    'label that the task does not have': (['data.labels=[food, sport]'], None, r'weather'),
+    'more rows than there are': (['data.train_rows=1000'], None, r'1000'),
+}
+
+
+@pytest.mark.parametrize('case', BAD_INPUT)
+def test_bad_input_is_one_sentence_and_an_exit_code_before_training(tmp_path, capsys, case):
+    overrides, file, sentence = BAD_INPUT[case]
+    path = make_all(tmp_path)
+    path = tmp_path / file if file else path
+    assert run_file(str(path), [override.format(tmp=tmp_path) for override in overrides]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert 'Traceback' not in error
+    assert error.startswith('composer-cmi: ') and len(error.strip().splitlines()) == 1
+    assert not list((tmp_path / 'runs').glob('**/checkpoints/*'))
+
+
+def test_files_that_are_no_data_are_refused(tmp_path, capsys):
+    path = make_all(tmp_path)
+    train = tmp_path / 'data' / 'train.tsv'
+    for text, sentence in (
+        ('', 'empty'),
+        ('text\tlabel\n', 'train.tsv'),
+        ('text\tlabel\na b\tfood\nc d\tfood\n', 'class'),
+        ('text\tlabel\na b\t0.5\nc d\t2.75\ne f\t3.1\n', 'train.tsv'),
+    ):
+        train.write_text(text)
+        assert run_file(str(path), []) == 2, text
+        error = capsys.readouterr().err
+        assert sentence in error, error
+        assert len(error.strip().splitlines()) == 1
