@@ -13,7 +13,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -m 'not slow'
 
+# With the extra `ray`, which only the sweep's second backend needs.
 test-slow: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[ray]'
 	$(BIN)/python -m pytest -q -m slow
 
 # Every GLUE task by every recipe, from files and from a `datasets` cache, with a tiny model.

@@ -36,7 +36,6 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     'llama': lambda: transformers.LlamaConfig(**SIZES, **COMMON),
 }
 DECODERS = ['gpt2', 'llama']
-ENCODERS = [name for name in CONFIGS if name not in DECODERS]
 
 
 def head_input(name: str, model: Any, batch: dict[str, Tensor]) -> Tensor:

@@ -121,6 +121,7 @@ def test_the_lock_is_held_by_the_run_itself(tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+@pytest.mark.slow
 def test_ray_schedules_the_same_runs_on_two_workers(tmp_path):
     pytest.importorskip('ray', reason='the extra `ray` is not installed')
     import ray  # pyright: ignore[reportMissingImports]
