@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -31,6 +33,7 @@ def test_a_run_leaves_every_file_of_the_run_folder(finished):
         'results.json',
         'history.csv',
         'predictions_dev.csv',
+        'features_dev.npz',
         'checkpoints',
         'model',
         'cmi.png',
@@ -56,6 +59,14 @@ def test_results_hold_what_the_predictions_say(finished):
     metric = metrics.ConditionalMutualInformation(num_classes=2)
     metric.update(logits, torch.tensor([int(row['label']) for row in rows]))
     assert results.cmi['after']['logits'].cmi == pytest.approx(metric.compute().item(), rel=1e-5)
+    # And in feature space, from the file for pictures, which is in half precision.
+    stored = np.load(folder / 'features_dev.npz')
+    assert stored['example_ids'].tolist() == list(range(7))
+    names = json.loads((folder / 'model' / 'config.json').read_text())['id2label']
+    assert stored['label_names'].tolist() == list(names.values())
+    metric = metrics.ConditionalMutualInformation(num_classes=2, dim=16)
+    metric.update(torch.from_numpy(stored['features']), torch.from_numpy(stored['labels']))
+    assert results.cmi['after']['features'].cmi == pytest.approx(metric.compute().item(), rel=0.02)
     assert results.cmi['before']['logits'].cmi != results.cmi['after']['logits'].cmi
 
 

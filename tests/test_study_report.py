@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from composer_cmi.run.errors import ConfigError
-from composer_cmi.run.outputs import write_json, write_text
+from composer_cmi.run.evaluate import Evaluation
+from composer_cmi.run.outputs import write_features, write_json, write_text
 from composer_cmi.run.results import Information, RunResults, Timing
 from composer_cmi.study.analysis import compare, load_runs
 from composer_cmi.study.report import report
@@ -208,8 +210,9 @@ def test_pictures_of_everything_that_the_folders_hold(tmp_path):
             header = 'step,cmi/cmi,cmi/mutual_information,cmi/relative_cmi'
             write_text(folder / 'history.csv', '\n'.join([header, *rows]) + '\n')
             labels = np.arange(60) % 3
-            features = generator.normal(size=(60, 16)).astype(np.float16) + labels[:, None].astype(np.float16)
-            np.savez(folder / 'features_dev.npz', features=features, labels=labels)
+            features = generator.normal(size=(60, 16)) + labels[:, None]
+            answers = Evaluation(*map(torch.from_numpy, (np.arange(60), labels, features[:, :3], features)))
+            write_features(folder / 'features_dev.npz', answers, ['a', 'b', 'c'])
     student = {'algorithms': {'knowledge_distillation': {'teacher': str(tmp_path / 's' / 'ce' / 'seed0')}}}
     write_run(tmp_path, 's', 'student', 0, 0.7, config=student)
     files = report(tmp_path)

@@ -8,10 +8,11 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from composer.core import State
@@ -26,6 +27,7 @@ __all__ = [
     'HistoryLogger',
     'export_model',
     'read_history',
+    'write_features',
     'write_json',
     'write_predictions',
     'write_text',
@@ -34,6 +36,7 @@ __all__ = [
 
 HISTORY_FILE = 'history.csv'
 _HISTORY_SECONDS = 10.0
+_FEATURE_ROWS = 2000
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -73,6 +76,28 @@ def write_predictions(path: str | Path, evaluation: Evaluation) -> None:
     for example_id, label, prediction, logits in rows:
         writer.writerow([example_id, '' if label < 0 else label, prediction, *(f'{x:.9g}' for x in logits)])
     write_text(path, text.getvalue())
+
+
+def write_features(path: str | Path, evaluation: Evaluation, label_names: Sequence[str]) -> None:
+    """Write what pictures need of up to 2,000 rows, as arrays of a compressed NumPy file.
+
+    They are `features` `[n, D]` float16, `labels` `[n]`, `example_ids` `[n]` and `label_names` `[C]`.
+    """
+    path = Path(path)
+    rows = slice(_FEATURE_ROWS)
+    arrays = {
+        'features': evaluation.features[rows].half().numpy(),
+        'labels': evaluation.labels[rows].numpy(),
+        'example_ids': evaluation.example_ids[rows].numpy(),
+        'label_names': np.array(label_names),
+    }
+    aside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        with aside.open('wb') as file:
+            np.savez_compressed(file, **arrays)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 class HistoryLogger(LoggerDestination):

@@ -29,6 +29,7 @@ from composer_cmi.run.outputs import (
     HistoryLogger,
     export_model,
     read_history,
+    write_features,
     write_json,
     write_predictions,
 )
@@ -289,6 +290,7 @@ def _write_folder(
     if dist.get_global_rank() == 0:
         for split, part in after.items():
             write_predictions(config.folder / f'predictions_{split}.csv', part)
+            write_features(config.folder / f'features_{split}.npz', part, data.label_names)
         plot_run(
             config.folder / 'cmi.png',
             title=f'{config.run_name} ({config.task}, seed {config.seed})',

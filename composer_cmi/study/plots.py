@@ -21,6 +21,8 @@ __all__ = ['against_weight', 'clusters', 'over_training', 'paired_differences', 
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000')
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
 DASHES = ('-', '--', ':', '-.', (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+# Of a grid of arms a picture shows the first ones: more are not told apart.
+_MOST_ARMS = 6
 _REGULARISERS = ('cmi_regularization', 'cmi_maximization')
 
 
@@ -129,7 +131,7 @@ def over_training(study: Study, setting: str) -> Figure | None:
     """CMI, I(X;Z) and rho as logged in training, one line an arm, mean over the seeds."""
     figure, panels = _figure(1, 3, 14, 4.2)
     drawn = False
-    for index, arm in enumerate(study.arms):
+    for index, arm in enumerate(study.arms[:_MOST_ARMS]):
         histories = [
             read_history(run.folder / 'history.csv')
             for run in study.of(setting, arm).values()
@@ -204,39 +206,46 @@ def _teacher_of(run: Run, by_folder: dict[Any, Run]) -> float | None:
 def clusters(study: Study, setting: str, split: str) -> Figure | None:
     """Clusters of f_x with their centroids, arms side by side in one projection, of the first seed with features.
 
-    Reads `features_{split}.npz` (arrays `features` [N, D] and `labels` [N]) where run folders hold it. The plane is
+    Reads `features_{split}.npz` (`composer_cmi.run.outputs.write_features`) where run folders hold it. The plane is
     that of the two leading directions of the arms' class means of log f, after each arm's own mean is taken off.
     """
     for seed in sorted({run.seed for run in study.runs if run.setting == setting}):
         stored = {arm: study.of(setting, arm).get(seed) for arm in study.arms}
         files = {arm: run.folder / f'features_{split}.npz' for arm, run in stored.items() if run is not None}
-        loaded = {arm: np.load(path) for arm, path in files.items() if path.is_file()}
+        there = [(arm, path) for arm, path in files.items() if path.is_file()]
+        loaded = {arm: np.load(path) for arm, path in there[:_MOST_ARMS]}
         if loaded:
             break
     else:
         return None
     log_f = {arm: _centred_log_f(arrays['features']) for arm, arrays in loaded.items()}
     labels = {arm: np.asarray(arrays['labels']) for arm, arrays in loaded.items()}
+    names = next(iter(loaded.values()))['label_names']
     classes = sorted({int(label) for each in labels.values() for label in each if label >= 0})
     means = np.concatenate(
         [[log_f[a][labels[a] == c].mean(0) for c in classes if (labels[a] == c).any()] for a in log_f]
     )
     axes = np.linalg.svd(means, full_matrices=False)[2][:2]
-    figure, panels = _figure(1, len(log_f), 1 + 4.4 * len(log_f), 4.8)
-    for panel, arm in zip(panels[0], log_f, strict=True):
+    columns = min(3, len(log_f))
+    rows = math.ceil(len(log_f) / columns)
+    figure, panels = _figure(rows, columns, 1 + 4.4 * columns, 0.4 + 4.4 * rows)
+    for panel, arm in zip(panels.flat, log_f, strict=False):
         points = log_f[arm] @ axes.T
         for index, label in enumerate(classes):
             mine = points[labels[arm] == label]
             if len(mine):
                 panel.scatter(*mine.T, s=9, alpha=0.35, linewidths=0, **_style(index, line=False))
-                style = {**_style(index, line=False), 'label': f'class {label}'}
+                style = {**_style(index, line=False), 'label': str(names[label])}
                 panel.scatter(*mine.mean(0), s=130, edgecolors='black', linewidths=1.5, zorder=3, **style)
         panel.set_title(f'{arm}, seed {seed}', fontsize=10)
         panel.set_xlabel('first direction of log f')
         panel.sharex(panels[0][0])
         panel.sharey(panels[0][0])
         panel.grid(alpha=0.3)
-    panels[0][0].set_ylabel('second direction of log f')
+    for panel in panels.flat[len(log_f) :]:
+        panel.set_axis_off()
+    for panel in panels[:, 0]:
+        panel.set_ylabel('second direction of log f')
     panels[0][0].legend(fontsize=8, title='centroid of')
     return figure
 
