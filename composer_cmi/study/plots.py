@@ -84,15 +84,15 @@ def _weight(run: Run) -> float | None:
 def against_weight(study: Study) -> Figure | None:
     """Score and held-out CMI against lambda, one line a setting, mean and 95 % t interval over seeds.
 
-    Each grid of weights is an arm family of its own; the first one with two or more weights is drawn, `ce` as 0.
+    Each grid of weights is an arm family of its own; the one with most weights is drawn, `ce` as 0.
     """
     families: dict[str, set[float]] = {}
     for run in study.runs:
         weight = _weight(run)
         if weight:
             families.setdefault(run.arm.split(',')[0], set()).add(weight)
-    family = next((name for name, weights in families.items() if len(weights) > 1), None)
-    if family is None:
+    family = max(families, key=lambda name: len(families[name]), default=None)
+    if family is None or len(families[family]) < 2:
         return None
     figure, panels = _figure(1, 2, 12, 4.6)
     score_panel, cmi_panel = panels[0]
@@ -109,9 +109,11 @@ def against_weight(study: Study) -> Figure | None:
             means, lows, highs = np.array([_mean_interval(each) for each in values]).T
             panel.plot(weights, means, label=table.name, **_style(index))
             panel.fill_between(weights, lows, highs, color=COLORS[index % len(COLORS)], alpha=0.15, linewidth=0)
-    smallest = min(families[family])
+    ticks = [0.0, *sorted(families[family])]
     for panel, label in ((score_panel, 'score (points)'), (cmi_panel, 'held-out CMI, features (nats)')):
-        panel.set_xscale('symlog', linthresh=smallest)
+        panel.set_xscale('symlog', linthresh=ticks[1])
+        panel.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
+        panel.minorticks_off()
         panel.set_xlabel(f'lambda of {family} (0 is ce)')
         panel.set_ylabel(label)
         panel.grid(alpha=0.3)
