@@ -166,6 +166,18 @@ def test_one_seed_proves_nothing(tmp_path):
     assert 'no evidence of a gain on any of 1 settings' in report(tmp_path)['markdown'].read_text()
 
 
+def test_few_seeds_claim_nothing_and_equal_counts_are_equal_scores(tmp_path):
+    # 410 / 500 and 411 / 500 as float32 has them: the same two tenths of a point on every seed.
+    share = [float(np.float32(count / 500)) for count in (410, 411, 412, 413)]
+    write_arm(tmp_path, 's', 'ce', share[:3])
+    write_arm(tmp_path, 's', 'mincmi', share[1:])
+    (found,) = compare(load_runs(tmp_path))
+    assert found.verdict == 'no evidence of a gain (fewer than 5 seeds prove nothing)'
+    assert found.difference.sd == pytest.approx(0, abs=1e-9)
+    assert np.isnan(found.difference.t_p)
+    assert found.seeds_needed is None
+
+
 def test_mcnemar_reads_the_predictions_of_the_same_rows(tmp_path):
     for arm, right in (('ce', 10), ('mincmi', 18)):
         folder = write_run(tmp_path, 's', arm, 0, right / 20)

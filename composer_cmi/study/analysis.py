@@ -21,6 +21,8 @@ __all__ = ['Comparison', 'Run', 'Study', 'Table', 'compare', 'load_runs', 'verdi
 
 LEVEL = 0.05
 FEWEST_ROWS = 100
+# Scores are counts: with fewer seeds the same difference comes by chance, and a t test takes it for certainty.
+FEWEST_SEEDS = 5
 _LOWER_IS_BETTER = ('nll', 'ece')
 _UNDECIDABLE_TASKS = ('wnli',)
 _NO_GAIN = 'no evidence of a gain'
@@ -39,7 +41,8 @@ class Run:
     def score(self, split: str, metric: str) -> float:
         """A score as the report prints it: shares in points of 100, NLL in nats."""
         value = self.results.scores[split].get(metric, math.nan)
-        return value if metric == 'nll' else 100 * value
+        # Shares come in float32: rounded, so that equal counts are equal scores, and equal differences are ties.
+        return value if metric == 'nll' else round(100 * value, 4)
 
 
 class Table(NamedTuple):
@@ -226,7 +229,7 @@ def _raw(study: Study, table: Table, pair: tuple[str, str], metric: str) -> Comp
         return None
     difference = statistics.paired_difference(*scores, higher_is_better=metric not in _LOWER_IS_BETTER)
     # The same difference on every seed says nothing about how much the next one would vary.
-    sd = difference.sd or math.nan
+    sd = difference.sd if difference.sd > 1e-9 else math.nan
     return Comparison(
         table=table.name,
         arm=pair[0],
@@ -253,8 +256,8 @@ def verdict_of(comparison: Comparison, holm_p: float) -> str:
     difference = comparison.difference
     if comparison.apart:
         return 'set apart'
-    if difference.n < 2:
-        return f'{_NO_GAIN} (one seed proves nothing)'
+    if difference.n < FEWEST_SEEDS:
+        return f'{_NO_GAIN} (fewer than {FEWEST_SEEDS} seeds prove nothing)'
     if math.isnan(holm_p):
         return f'{_NO_GAIN} (the same difference on every seed: no variance to test against)'
     if holm_p >= LEVEL:

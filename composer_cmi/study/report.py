@@ -34,8 +34,9 @@ _READING = (
     'Runs of one seed share initialisation and data order, so arms are compared by their differences per seed. '
     'Intervals are 95 %: Student t, and bootstrap over seeds (expanded percentile, from 8 seeds on). '
     'p is the two-sided paired t test, with Holm correction over the settings of a comparison; Wilcoxon signed-rank '
-    'and McNemar stand beside it uncorrected. A gain or a loss is claimed below a corrected p of 0.05 and nowhere '
-    'else. Scores are in points of 100, of the last step of training unless the configuration says otherwise.'
+    'and McNemar stand beside it uncorrected. A gain or a loss is claimed below a corrected p of 0.05, from five seeds '
+    'on, and nowhere else. Scores are in points of 100, of the last step of training unless the configuration says '
+    'otherwise.'
 )
 
 
