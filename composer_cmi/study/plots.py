@@ -131,7 +131,7 @@ _CURVES = (
 
 def over_training(study: Study, setting: str) -> Figure | None:
     """CMI, I(X;Z) and rho as logged in training, one line an arm, mean over the seeds."""
-    figure, panels = _figure(1, 3, 14, 4.2)
+    figure, panels = _figure(1, 3, 14, 4.8)
     drawn = False
     for index, arm in enumerate(study.arms[:_MOST_ARMS]):
         histories = [
@@ -153,7 +153,8 @@ def over_training(study: Study, setting: str) -> Figure | None:
         panel.set_ylabel(label)
         panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
-    panels[0][0].legend(fontsize=9)
+    handles, names = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, fontsize=9, ncols=3, loc='outside lower center')  # inside it would hide the curves
     figure.suptitle(f'{setting}: running class centroids of the training batches, mean over seeds', fontsize=11)
     return figure
 
