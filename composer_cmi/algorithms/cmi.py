@@ -27,7 +27,8 @@ class CMIRegularization(CMIAlgorithm):
         form: `'scaled'`: `weight * CMI / CMI_0`, one weight for every model; `CMI_0` is what was measured when the term
             started, or the largest running CMI since then if that is larger. `'plain'`: `weight * CMI` in nats; with
             `start='0ba'` this is the paper's. `'relative'`: `weight * CMI / I(X;Z)`.
-        start: Composer time string from which on the term counts. From the first step it is inert or fatal.
+        start: Composer time string from which on the term counts. `'scaled'` from the first step is fatal: the unit
+            is then the CMI of features that have not begun to separate.
         ramp: time over which the weight then rises linearly, in the unit of `start`.
         temperature: `f_x = softmax(x / temperature)`.
         centroids: `'ema'`, `'epoch'` or `'fixed'`, see `composer_cmi.centroids.ClassCentroids`.
