@@ -229,11 +229,14 @@ def clusters(study: Study, setting: str, split: str) -> Figure | None:
         [[log_f[a][labels[a] == c].mean(0) for c in classes if (labels[a] == c).any()] for a in log_f]
     )
     axes = np.linalg.svd(means, full_matrices=False)[2][:2]
-    columns = min(3, len(log_f))
-    rows = math.ceil(len(log_f) / columns)
-    figure, panels = _figure(rows, columns, 1 + 4.4 * columns, 0.4 + 4.4 * rows)
-    for panel, arm in zip(panels.flat, log_f, strict=False):
-        points = log_f[arm] @ axes.T
+    columns = 2 if len(log_f) == 4 else min(3, len(log_f))
+    lines = math.ceil(len(log_f) / columns)
+    figure, panels = _figure(lines, columns, 1 + 4.4 * columns, 0.4 + 4.4 * lines)
+    projected = {arm: rows @ axes.T for arm, rows in log_f.items()}
+    # One scale for all arms: how large the clusters are is what the picture is about.
+    low, high = (edge(np.concatenate(list(projected.values())), axis=0) for edge in (np.min, np.max))
+    margin = 0.04 * (high - low)
+    for panel, (arm, points) in zip(panels.flat, projected.items(), strict=False):
         for index, label in enumerate(classes):
             mine = points[labels[arm] == label]
             if len(mine):
@@ -242,8 +245,8 @@ def clusters(study: Study, setting: str, split: str) -> Figure | None:
                 panel.scatter(*mine.mean(0), s=130, edgecolors='black', linewidths=1.5, zorder=3, **style)
         panel.set_title(f'{arm}, seed {seed}', fontsize=10)
         panel.set_xlabel('first direction of log f')
-        panel.sharex(panels[0][0])
-        panel.sharey(panels[0][0])
+        panel.set_xlim(low[0] - margin[0], high[0] + margin[0])
+        panel.set_ylim(low[1] - margin[1], high[1] + margin[1])
         panel.grid(alpha=0.3)
     for panel in panels.flat[len(log_f) :]:
         panel.set_axis_off()
