@@ -189,6 +189,25 @@ def test_mcnemar_reads_the_predictions_of_the_same_rows(tmp_path):
     assert '| mincmi | ce | s | 1 | 8.0 | 0.0 | 1 of 1 | 0 of 1 |' in report(tmp_path)['markdown'].read_text()
 
 
+def test_a_loss_of_scale_alone_is_none_in_scaled_nll(tmp_path):
+    for seed in range(6):
+        draw = np.random.default_rng(seed)
+        labels = draw.integers(0, 2, 200)
+        margin = (2 * labels - 1) + draw.normal(0, 1 + 0.1 * seed, 200)
+        for arm, scale in (('ce', 2.0), ('mincmi', 0.2)):
+            scores = {'dev': {'accuracy': 0.9, 'nll': 0.3 / scale + 0.01 * seed * scale, 'ece': 0.05}}
+            folder = write_run(tmp_path, 's', arm, seed, 0.9, scores=scores)
+            lines = [f'{i},{labels[i]},{int(margin[i] > 0)},0.0,{scale * margin[i]:.9g}' for i in range(200)]
+            write_text(
+                folder / 'predictions_dev.csv', '\n'.join(['example_id,label,prediction,logit_0,logit_1', *lines])
+            )
+    study = load_runs(tmp_path)
+    assert compare(study, 'nll')[0].verdict == 'loss'
+    (scaled,) = compare(study, 'scaled_nll')
+    assert scaled.difference.mean == pytest.approx(0, abs=1e-4) and scaled.verdict != 'loss'
+    assert 'Scaled NLL (lower is better). mincmi against ce: no evidence' in report(tmp_path)['markdown'].read_text()
+
+
 class _Images(HTMLParser):
     def __init__(self) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from composer.models import HuggingFaceModel
+from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.modeling_utils import PreTrainedModel
@@ -83,9 +84,11 @@ def build_model(config: ModelConfig, label_names: Sequence[str]) -> tuple[PreTra
     if config.name_or_path in registry.known_models():
         source = registry.get_model(config.name_or_path)(tuple(label_names))
     if isinstance(source, tuple):
+        if config.config_overrides:
+            raise ConfigError(f'model.config_overrides: {config.name_or_path!r} is built by its own function.')
         model, tokenizer = source
     else:
-        model, tokenizer = _load(str(source or resolve_source(config.name_or_path)), config.name_or_path, label_names)
+        model, tokenizer = _load(str(source or resolve_source(config.name_or_path)), config, label_names)
     if model.config.num_labels != len(label_names):
         raise ConfigError(
             f'model.name_or_path: {config.name_or_path!r} has {model.config.num_labels} outputs, '
@@ -97,9 +100,13 @@ def build_model(config: ModelConfig, label_names: Sequence[str]) -> tuple[PreTra
     return model, tokenizer
 
 
-def _load(source: str, name: str, label_names: Sequence[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load(
+    source: str, config: ModelConfig, label_names: Sequence[str]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    name = config.name_or_path
     try:
         model_config = AutoConfig.from_pretrained(source)
+        _override(model_config, config.config_overrides)
         old_names = _own_names(model_config)
         model_config.num_labels = len(label_names)
         model_config.id2label = dict(enumerate(label_names))
@@ -109,6 +116,8 @@ def _load(source: str, name: str, label_names: Sequence[str]) -> tuple[PreTraine
         model = AutoModelForSequenceClassification.from_pretrained(
             source, config=model_config, ignore_mismatched_sizes=True, torch_dtype=torch.float32
         )
+    except ConfigError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split('\n')[0].rstrip('.')
         where = 'the folder' if Path(source).is_dir() else 'the Hugging Face Hub (or give a local folder)'
@@ -119,6 +128,17 @@ def _load(source: str, name: str, label_names: Sequence[str]) -> tuple[PreTraine
             model._init_weights(module)
         warnings.warn(f'{name} was trained for the classes {old_names}: its head starts anew for {list(label_names)}.')
     return model, tokenizer
+
+
+def _override(model_config: Any, overrides: Mapping[str, Any]) -> None:
+    known = sorted(model_config.to_dict())
+    for key, value in overrides.items():
+        if key not in known:
+            suggestion = registry.nearest(key, known)
+            raise ConfigError(
+                f'unknown key {f"model.config_overrides.{key}"!r}.{suggestion} Known: {", ".join(known)}.'
+            )
+        setattr(model_config, key, value)
 
 
 def _own_names(model_config: Any) -> list[str] | None:
@@ -192,6 +212,7 @@ def build_composer_model(
     tokenizer: PreTrainedTokenizerBase,
     *,
     eval_metrics: Sequence[Metric] = (),
+    label_smoothing: float | None = None,
     peft: Mapping[str, Any] | None = None,
     fsdp: bool = False,
 ) -> HuggingFaceModel:
@@ -205,16 +226,32 @@ def build_composer_model(
         layers = set(encoder_layers(model))
         model.fsdp_wrap_fn = lambda module: module in layers  # pyright: ignore[reportArgumentType]
     try:
-        return HuggingFaceModel(
+        return _ClassifierModel(
             model,
             tokenizer,  # pyright: ignore[reportArgumentType]
             use_logits=True,
             eval_metrics=list(eval_metrics),
             shift_labels=False,
             peft_config=None if peft is None else _lora_config(peft),
+            label_smoothing=label_smoothing,
         )
     except ValueError as error:
         raise ConfigError(f'{"model" if peft is None else "peft"}: {str(error).strip().split(chr(10))[0]}') from error
+
+
+class _ClassifierModel(HuggingFaceModel):
+    """Smooths labels itself: Composer's LabelSmoothing does not reach a loss that a Hugging Face model makes."""
+
+    def __init__(self, *args: Any, label_smoothing: float | None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, batch: Any) -> Any:
+        outputs = super().forward(batch)
+        if self.label_smoothing and self.training and 'labels' in batch:
+            # In the outputs and not in `loss`: what mixes losses, as distillation does, reads the model's own there.
+            outputs['loss'] = cross_entropy(outputs['logits'], batch['labels'], label_smoothing=self.label_smoothing)
+        return outputs
 
 
 def _lora_config(section: Mapping[str, Any]) -> Any:

@@ -71,6 +71,8 @@ class ModelConfig(_Section):
     """A hub name, a Hugging Face folder, a finished run folder or a registered name (``embedded:minilm``)."""
     keep_layers: list[Annotated[int, Field(ge=0)]] | None = None
     """Make a student of these encoder layers of the model, counted from 0, as DistilBERT was made of BERT."""
+    config_overrides: dict[str, Any] = {}
+    """Entries of the Hugging Face configuration to change before loading, such as ``hidden_dropout_prob: 0.2``."""
 
 
 class DataConfig(_Section):
@@ -114,6 +116,8 @@ class TrainConfig(_Section):
     eval_batch_size: int = Field(128, ge=1)
     eval_interval: Timestring = '1ep'
     """When the evaluation splits are scored during training; ``0ba`` is never."""
+    label_smoothing: float | None = Field(None, gt=0, lt=1)
+    """Train towards labels that give this share to all classes alike; scores and NLL are of the plain labels."""
     precision: Literal['fp32', 'amp_fp16', 'amp_bf16'] | None = None
     """None is fp32 on a CPU and amp_bf16 on a GPU."""
     device: Literal['cpu', 'gpu', 'mps'] | None = None

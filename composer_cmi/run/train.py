@@ -137,7 +137,12 @@ def _prepare(config: RunConfig, data: TaskData) -> _Setup:
     check_max_length(model, tokenizer, config.data.max_length)
     metrics = list(task_metrics(data.task).values())
     composer_model = build_composer_model(
-        model, tokenizer, eval_metrics=metrics, peft=config.peft, fsdp=config.fsdp is not None
+        model,
+        tokenizer,
+        eval_metrics=metrics,
+        label_smoothing=config.train.label_smoothing,
+        peft=config.peft,
+        fsdp=config.fsdp is not None,
     )
     with user_errors('model'):
         reader = FeatureReader(composer_model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Sequence
@@ -15,15 +14,29 @@ import numpy as np
 from composer_cmi.run.errors import ConfigError
 from composer_cmi.run.results import RunResults, load_results
 from composer_cmi.study import statistics
+from composer_cmi.study.predictions import read_predictions, scaled_nll
 from composer_cmi.study.statistics import McNemar, PairedDifference
 
-__all__ = ['Comparison', 'Run', 'Study', 'Table', 'compare', 'load_runs', 'verdict_of']
+__all__ = [
+    'IN_NATS',
+    'LOWER_IS_BETTER',
+    'SCALED_NLL',
+    'Comparison',
+    'Run',
+    'Study',
+    'Table',
+    'compare',
+    'load_runs',
+    'verdict_of',
+]
 
 LEVEL = 0.05
 FEWEST_ROWS = 100
 # Scores are counts: with fewer seeds the same difference comes by chance, and a t test takes it for certainty.
 FEWEST_SEEDS = 5
-_LOWER_IS_BETTER = ('nll', 'ece')
+SCALED_NLL = 'scaled_nll'  # the one score that no run holds: it is read from the predictions
+IN_NATS = ('nll', SCALED_NLL)
+LOWER_IS_BETTER = (*IN_NATS, 'ece')
 _UNDECIDABLE_TASKS = ('wnli',)
 _NO_GAIN = 'no evidence of a gain'
 
@@ -37,12 +50,25 @@ class Run:
     seed: int
     folder: Path
     results: RunResults
+    _scaled: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
 
     def score(self, split: str, metric: str) -> float:
-        """A score as the report prints it: shares in points of 100, NLL in nats."""
+        """A score as the report prints it: shares in points of 100, NLL in nats; nan where the run has none."""
+        if metric == SCALED_NLL:
+            return self._scaled_nll(split)
         value = self.results.scores[split].get(metric, math.nan)
         # Shares come in float32: rounded, so that equal counts are equal scores, and equal differences are ties.
-        return value if metric == 'nll' else round(100 * value, 4)
+        return value if metric in IN_NATS else round(100 * value, 4)
+
+    def _scaled_nll(self, split: str) -> float:
+        if split not in self._scaled:
+            found = read_predictions(self.predictions(split))
+            self._scaled[split] = math.nan if found is None else scaled_nll(found.logits, found.labels)
+        return self._scaled[split]
+
+    def predictions(self, split: str) -> Path:
+        """Where the run's predictions of a split lie."""
+        return self.folder / f'predictions_{split}.csv'
 
 
 class Table(NamedTuple):
@@ -206,7 +232,7 @@ def compare(study: Study, metric: str | None = None) -> list[Comparison]:
 
     Args:
         study: the runs.
-        metric: 'nll', 'ece' or another score's name; None takes each table's own primary metric.
+        metric: 'nll', 'scaled_nll', 'ece' or another score's name; None takes each table's own primary metric.
     """
     raw = [_raw(study, table, pair, metric or table.metric) for pair in study.comparisons for table in study.tables]
     found = [each for each in raw if each is not None]
@@ -227,7 +253,7 @@ def _raw(study: Study, table: Table, pair: tuple[str, str], metric: str) -> Comp
     scores = [[runs[seed].score(table.split, metric) for seed in seeds] for runs in (arm, baseline)]
     if not seeds or not np.isfinite(scores).all():
         return None
-    difference = statistics.paired_difference(*scores, higher_is_better=metric not in _LOWER_IS_BETTER)
+    difference = statistics.paired_difference(*scores, higher_is_better=metric not in LOWER_IS_BETTER)
     # The same difference on every seed says nothing about how much the next one would vary.
     sd = difference.sd if difference.sd > 1e-9 else math.nan
     return Comparison(
@@ -240,7 +266,7 @@ def _raw(study: Study, table: Table, pair: tuple[str, str], metric: str) -> Comp
         difference=difference,
         holm_p=math.nan,
         verdict='',
-        seeds_needed=statistics.seeds_needed(sd, study.gain) if metric != 'nll' else None,
+        seeds_needed=statistics.seeds_needed(sd, study.gain) if metric not in IN_NATS else None,
         detectable=statistics.detectable_gain(sd, difference.n),
         apart=bool(table.apart),
         mcnemar=_mcnemar(arm, baseline, seeds, table.split) if metric == table.metric else {},
@@ -262,22 +288,14 @@ def verdict_of(comparison: Comparison, holm_p: float) -> str:
         return f'{_NO_GAIN} (the same difference on every seed: no variance to test against)'
     if holm_p >= LEVEL:
         return _NO_GAIN
-    better = difference.mean < 0 if comparison.metric in _LOWER_IS_BETTER else difference.mean > 0
+    better = difference.mean < 0 if comparison.metric in LOWER_IS_BETTER else difference.mean > 0
     return 'gain' if better else 'loss'
 
 
 def _mcnemar(arm: dict[int, Run], baseline: dict[int, Run], seeds: Sequence[int], split: str) -> dict[int, McNemar]:
     found = {}
     for seed in seeds:
-        first, second = (_correct(runs[seed].folder / f'predictions_{split}.csv') for runs in (arm, baseline))
-        if first and first.keys() == second.keys():
-            found[seed] = statistics.mcnemar([first[i] for i in first], [second[i] for i in first])
+        first, second = (read_predictions(runs[seed].predictions(split)) for runs in (arm, baseline))
+        if first and second and np.array_equal(first.example_ids, second.example_ids):
+            found[seed] = statistics.mcnemar(*(list(each.answers == each.labels) for each in (first, second)))
     return found
-
-
-def _correct(path: Path) -> dict[str, bool]:
-    if not path.is_file():
-        return {}
-    with path.open(encoding='utf-8', newline='') as file:
-        rows = [row for row in csv.DictReader(file) if row['label']]
-    return {row['example_id']: row['label'] == row['prediction'] for row in rows}

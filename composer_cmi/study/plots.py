@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from composer_cmi.run.outputs import read_history
 from composer_cmi.run.results import load_results
-from composer_cmi.study.analysis import Comparison, Run, Study
+from composer_cmi.study.analysis import IN_NATS, Comparison, Run, Study
 from composer_cmi.study.statistics import t_interval
 
 __all__ = ['against_weight', 'clusters', 'over_training', 'paired_differences', 'teacher_and_student']
@@ -64,8 +64,10 @@ def paired_differences(comparisons: Sequence[Comparison]) -> Figure | None:
         panel.set_yticks([-i for i in range(len(tables))], tables)
         panel.set_ylim(-len(tables) + 0.35, 0.5)
         panel.set_title(f'{pair[0]}\nminus {pair[1]}', fontsize=10)
-        unit = 'nats' if comparisons[0].metric == 'nll' else 'points'
-        panel.set_xlabel(f'difference in {comparisons[0].metric if unit == "nats" else "score"} ({unit})')
+        unit = 'nats' if comparisons[0].metric in IN_NATS else 'points'
+        panel.set_xlabel(
+            f'difference in {comparisons[0].metric.replace("_", " ") if unit == "nats" else "score"} ({unit})'
+        )
         panel.grid(axis='x', alpha=0.3)
     for panel in panels.flat[len(pairs) :]:
         panel.set_axis_off()

@@ -7,6 +7,7 @@ import io
 import math
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 
 from composer_cmi.run.outputs import write_json, write_text
 from composer_cmi.study import plots
-from composer_cmi.study.analysis import Comparison, Study, compare, load_runs
+from composer_cmi.study.analysis import IN_NATS, SCALED_NLL, Comparison, Study, compare, load_runs
 from composer_cmi.study.render import Block, Heading, Lines, Paragraph, Picture, to_html, to_markdown
 from composer_cmi.study.tables import (
     difference_rows,
@@ -36,8 +37,11 @@ _READING = (
     'p is the two-sided paired t test, with Holm correction over the settings of a comparison; Wilcoxon signed-rank '
     'and McNemar stand beside it uncorrected. A gain or a loss is claimed below a corrected p of 0.05, from five seeds '
     'on, and nowhere else. Scores are in points of 100, of the last step of training unless the configuration says '
-    'otherwise.'
+    'otherwise. Scaled NLL is NLL after temperature scaling, the temperature found on one half of the rows and used on '
+    'the other: where it gains and NLL loses, the probabilities rank the rows better and only their scale is off, '
+    'which one temperature, fitted on held-out rows, mends.'
 )
+_NAMES = {'nll': 'NLL', SCALED_NLL: 'Scaled NLL', 'ece': 'ECE'}
 
 
 def report(folder: str | Path, out: str | Path | None = None, against: Sequence[str] = ()) -> dict[str, Path]:
@@ -57,10 +61,10 @@ def report(folder: str | Path, out: str | Path | None = None, against: Sequence[
     study = load_runs(folder, against)
     out = Path(folder) / 'report' if out is None else Path(out)
     by_score = compare(study)
-    secondary = {metric: compare(study, metric) for metric in ('nll', 'ece')}
+    secondary = {metric: compare(study, metric) for metric in _NAMES}
     blocks = _blocks(study, by_score, secondary, out)
     title = f'Study {study.name}'
-    everything = [*by_score, *secondary['nll'], *secondary['ece']]
+    everything = [*by_score, *chain.from_iterable(secondary.values())]
     files = {
         'markdown': out / 'report.md',
         'html': out / 'report.html',
@@ -112,7 +116,9 @@ def _blocks(
     first = f'{len(study.runs)} runs: {len(settings)} settings, {len(study.arms)} arms, {len(seeds)} seeds.'
     blocks: list[Block] = [Heading(f'Study {study.name}', 1), Paragraph(first), Heading('What was found')]
     blocks.append(Lines([f'Score. {line}' for line in findings(study, by_score)] or ['There is nothing to compare.']))
-    blocks.append(Lines([f'NLL (lower is better). {line}' for line in findings(study, secondary['nll'], 'nats')]))
+    for metric in IN_NATS:
+        lines = findings(study, secondary[metric], 'nats')
+        blocks.append(Lines([f'{_NAMES[metric]} (lower is better). {line}' for line in lines]))
     if study.missing:
         blocks.append(Paragraph(f'NOT FINISHED: {len(study.missing)} planned runs are missing from all of this:'))
         blocks.append(Lines(study.missing))
@@ -120,13 +126,12 @@ def _blocks(
     apart = [table for table in study.tables if table.apart]
     if decided:
         blocks += [Heading('Scores'), score_rows(study, decided)]
-    blocks += [Heading('Paired differences in score'), difference_rows(study, by_score)]
-    if pooled := pooled_rows(study, by_score):
-        blocks += [Paragraph('Mean over all settings that decide, seed by seed (in no family of tests):'), pooled]
-    for metric, name in (('nll', 'NLL, nats'), ('ece', 'ECE, points of 100')):
+    blocks += [Heading('Paired differences in score'), *_differences_of(study, by_score)]
+    for metric, name in _NAMES.items():
         if secondary[metric]:
-            title = f'Paired differences in {name} (lower is better)'
-            blocks += [Heading(title), difference_rows(study, secondary[metric])]
+            unit = 'nats' if metric in IN_NATS else 'points of 100'
+            title = f'Paired differences in {name}, {unit} (lower is better)'
+            blocks += [Heading(title), *_differences_of(study, secondary[metric])]
     if apart:
         blocks += [Heading('Set apart: these decide nothing'), score_rows(study, apart, with_majority=True)]
         blocks.append(Lines([f'{t.name}: {t.apart}; a constant answer scores {t.majority:.2f}.' for t in apart]))
@@ -138,7 +143,7 @@ def _blocks(
         blocks += [Heading('What was tuned'), Paragraph(note), tuning_rows(study)]
     if remarks := _remarks(study):
         blocks += [Heading('Remarks'), Lines(remarks)]
-    pictures = _pictures(study, by_score, secondary['nll'], out)
+    pictures = _pictures(study, by_score, secondary, out)
     return [
         *blocks,
         *([Heading('Pictures')] if pictures else []),
@@ -146,6 +151,13 @@ def _blocks(
         Heading('How to read this'),
         Paragraph(_READING),
     ]
+
+
+def _differences_of(study: Study, comparisons: Sequence[Comparison]) -> list[Block]:
+    blocks: list[Block] = [difference_rows(study, comparisons)]
+    if pooled := pooled_rows(study, comparisons):
+        blocks += [Paragraph('Mean over all settings that decide, seed by seed (in no family of tests):'), pooled]
+    return blocks
 
 
 def _remarks(study: Study) -> list[str]:
@@ -161,15 +173,16 @@ def _remarks(study: Study) -> list[str]:
     return remarks
 
 
-def _pictures(study: Study, by_score: Sequence[Comparison], by_nll: Sequence[Comparison], out: Path) -> list[Picture]:
+def _pictures(
+    study: Study, by_score: Sequence[Comparison], secondary: dict[str, list[Comparison]], out: Path
+) -> list[Picture]:
     settings = list(dict.fromkeys(table.setting for table in study.tables))
-    wanted: list[tuple[str, str, Figure | None]] = [
-        (
-            'differences_score',
-            'Score: difference of every seed; black: mean and 95 % t interval',
-            _differences(by_score),
-        ),
-        ('differences_nll', 'NLL: difference of every seed; left of 0 is better', _differences(by_nll)),
+    score = 'Score: difference of every seed; black: mean and 95 % t interval'
+    wanted: list[tuple[str, str, Figure | None]] = [('differences_score', score, _differences(by_score))]
+    for metric in IN_NATS:
+        caption = f'{_NAMES[metric]}: difference of every seed; left of 0 is better'
+        wanted.append((f'differences_{metric}', caption, _differences(secondary[metric])))
+    wanted += [
         ('weight', 'Score and held-out CMI against lambda, mean and 95 % t interval', plots.against_weight(study)),
         ('teachers', 'CMI of the teacher against the score of its student', plots.teacher_and_student(study)),
     ]
@@ -215,6 +228,7 @@ def _run_rows(study: Study) -> list[dict[str, Any]]:
         for run in (run for run in study.runs if run.setting == table.setting):
             scores = run.results.scores[table.split]
             row = {'setting': run.setting, 'split': table.split, 'arm': run.arm, 'seed': run.seed, **scores}
+            row[SCALED_NLL] = run.score(table.split, SCALED_NLL)
             for space, information in run.results.cmi['after'].items():
                 row |= {f'{name}_{space}': value for name, value in information.model_dump().items()}
             rows.append(row | {'steps': run.results.timing.steps, 'train_seconds': run.results.timing.train_seconds})

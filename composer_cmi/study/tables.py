@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from composer_cmi.study import statistics
-from composer_cmi.study.analysis import Comparison, Study, Table
+from composer_cmi.study.analysis import IN_NATS, LOWER_IS_BETTER, Comparison, Study, Table
 from composer_cmi.study.render import Block, Paragraph, Rows
 
 __all__ = [
@@ -26,7 +26,7 @@ __all__ = [
 
 def signed(value: float, metric: str) -> str:
     """A difference with its sign, in the digits that its metric deserves."""
-    return '-' if math.isnan(value) else f'{value:+.3f}' if metric == 'nll' else f'{value:+.2f}'
+    return '-' if math.isnan(value) else f'{value:+.3f}' if metric in IN_NATS else f'{value:+.2f}'
 
 
 def interval(low: float, high: float, metric: str) -> str:
@@ -44,19 +44,20 @@ def _number(value: float | None, spec: str) -> str:
 
 def score_rows(study: Study, tables: Sequence[Table], with_majority: bool = False) -> Rows:
     """Means over the seeds of score, calibration and held-out information in feature space (nats)."""
-    header = ['setting', 'arm', 'metric', 'seeds', 'mean', 'sd', 'NLL', 'ECE', 'CMI', 'I(X;Z)', 'rho', 'majority']
+    header = ['setting', 'arm', 'metric', 'seeds', 'mean', 'sd', 'NLL', 'scaled NLL', 'ECE', 'CMI', 'I(X;Z)']
+    header += ['rho', 'majority']
     rows = []
     for table in tables:
         for arm in study.arms:
             runs = list(study.of(table.setting, arm).values())
             if not runs:
                 continue
-            scores = {m: [run.score(table.split, m) for run in runs] for m in (table.metric, 'nll', 'ece')}
+            scores = {m: [run.score(table.split, m) for run in runs] for m in (table.metric, *IN_NATS, 'ece')}
             after = [run.results.cmi['after']['features'] for run in runs]
             sd = float(np.std(scores[table.metric], ddof=1)) if len(runs) > 1 else math.nan
             means = {name: float(np.mean(values)) for name, values in scores.items()}
             cells = [table.name, arm, table.metric, str(len(runs)), f'{means[table.metric]:.2f}', _number(sd, '.2f')]
-            cells += [_number(means['nll'], '.3f'), _number(means['ece'], '.2f')]
+            cells += [*(_number(means[name], '.3f') for name in IN_NATS), _number(means['ece'], '.2f')]
             information = (
                 [a.cmi for a in after],
                 [a.mutual_information for a in after],
@@ -71,7 +72,7 @@ def score_rows(study: Study, tables: Sequence[Table], with_majority: bool = Fals
 
 def difference_rows(study: Study, comparisons: Sequence[Comparison]) -> Rows:
     """Each comparison: verdict, difference, intervals, tests, and how many seeds would show more."""
-    in_points = not comparisons or comparisons[0].metric != 'nll'
+    in_points = not comparisons or comparisons[0].metric not in IN_NATS
     header = ['arm', 'against', 'setting', 'verdict', 'seeds', 'mean', 'sd', '95 % t', '95 % bootstrap']
     header += ['p', 'p Holm', 'p Wilcoxon', 'wins/ties/losses']
     if in_points:
@@ -80,7 +81,7 @@ def difference_rows(study: Study, comparisons: Sequence[Comparison]) -> Rows:
     for each in comparisons:
         d, metric = each.difference, each.metric
         row = [each.arm, each.baseline, each.table, each.verdict, str(d.n), signed(d.mean, metric)]
-        row += [_number(d.sd, '.3f' if metric == 'nll' else '.2f'), interval(d.t_low, d.t_high, metric)]
+        row += [_number(d.sd, '.3f' if metric in IN_NATS else '.2f'), interval(d.t_low, d.t_high, metric)]
         row += [interval(d.bootstrap_low, d.bootstrap_high, metric), _p(d.t_p), _p(each.holm_p), _p(d.wilcoxon_p)]
         row.append(f'{d.wins}/{d.ties}/{d.losses}')
         if in_points:
@@ -98,9 +99,11 @@ def pooled_rows(study: Study, comparisons: Sequence[Comparison]) -> Rows | None:
         if len(mine) < 2 or len(seeds) < 2 or len({c.metric for c in mine}) > 1:
             continue
         means = [float(np.mean([c.differences[c.seeds.index(seed)] for c in mine])) for seed in seeds]
-        d = statistics.paired_difference(means, [0.0] * len(means))
-        row = [arm, baseline, str(len(mine)), str(d.n), signed(d.mean, ''), interval(d.t_low, d.t_high, '')]
-        rows.append([*row, interval(d.bootstrap_low, d.bootstrap_high, ''), _p(d.t_p), f'{d.wins}/{d.ties}/{d.losses}'])
+        metric = mine[0].metric
+        d = statistics.paired_difference(means, [0.0] * len(means), higher_is_better=metric not in LOWER_IS_BETTER)
+        row = [arm, baseline, str(len(mine)), str(d.n), signed(d.mean, metric), interval(d.t_low, d.t_high, metric)]
+        row.append(interval(d.bootstrap_low, d.bootstrap_high, metric))
+        rows.append([*row, _p(d.t_p), f'{d.wins}/{d.ties}/{d.losses}'])
     header = ['arm', 'against', 'settings', 'seeds', 'mean', '95 % t', '95 % bootstrap', 'p', 'wins/ties/losses']
     return Rows(header, rows, 2) if rows else None
 
