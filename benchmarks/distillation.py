@@ -43,7 +43,7 @@ def make_trainer(student, tokenizer, rows, algorithms, device: str) -> Trainer:
     return Trainer(
         model=model,
         train_dataloader=train_dataloader(rows, tokenizer, batch_size=32, seed=17),
-        optimizers=torch.optim.AdamW(model.parameters(), lr=2e-4),
+        optimizers=torch.optim.AdamW(model.parameters(), lr=2e-4, fused=True),
         max_duration='1ba',
         algorithms=algorithms,
         device=device,

@@ -83,7 +83,7 @@ def make_trainer(model: torch.nn.Module, tokenizer, rows, algorithms: list[Algor
     return Trainer(
         model=wrapped,
         train_dataloader=train_dataloader(rows, tokenizer, batch_size=32, seed=17),
-        optimizers=torch.optim.AdamW(wrapped.parameters(), lr=1e-5),
+        optimizers=torch.optim.AdamW(wrapped.parameters(), lr=1e-5, fused=True),
         max_duration='1ba',
         algorithms=algorithms,
         callbacks=[Stopwatch(device)],
@@ -170,6 +170,28 @@ def write(text: str, times: dict[str, list[tuple[float, float]]], arguments: arg
         writer.writerows(lines)
 
 
+def drop_measured_anew(arguments: argparse.Namespace) -> None:
+    """Of the rows of earlier calls, keep those that this call does not measure again."""
+    if not arguments.out.exists():
+        return
+    with arguments.out.open(newline='') as file:
+        reader = csv.DictReader(file)
+        rows = [
+            row
+            for row in reader
+            if row['text'] not in arguments.text
+            or int(row['ranks']) not in arguments.ranks
+            or row['device'] != arguments.device
+        ]
+        header = reader.fieldnames or ()
+    aside = arguments.out.with_suffix('.tmp')
+    with aside.open('w', newline='') as file:
+        writer = csv.DictWriter(file, header)
+        writer.writeheader()
+        writer.writerows(rows)
+    aside.replace(arguments.out)
+
+
 def main() -> None:
     """Start a process group for each number of ranks, or be one of its ranks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -192,7 +214,7 @@ def main() -> None:
             measure(text, arguments)
         return
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.unlink(missing_ok=True)
+    drop_measured_anew(arguments)
     for ranks in arguments.ranks:
         launcher = [sys.executable, '-m', 'composer.cli.launcher', '-n', str(ranks), __file__, *sys.argv[1:]]
         subprocess.run(launcher, check=True)

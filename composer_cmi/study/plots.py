@@ -64,10 +64,10 @@ def paired_differences(comparisons: Sequence[Comparison]) -> Figure | None:
         panel.set_yticks([-i for i in range(len(tables))], tables)
         panel.set_ylim(-len(tables) + 0.35, 0.5)
         panel.set_title(f'{pair[0]}\nminus {pair[1]}', fontsize=10)
-        unit = 'nats' if comparisons[0].metric in IN_NATS else 'points'
-        panel.set_xlabel(
-            f'difference in {comparisons[0].metric.replace("_", " ") if unit == "nats" else "score"} ({unit})'
-        )
+        metric = comparisons[0].metric
+        what = f'{metric.replace("_", " ").replace("nll", "NLL")} (nats)' if metric in IN_NATS else 'score (points)'
+        panel.set_xlabel(f'difference in {what}')
+        panel.locator_params(axis='x', nbins=5)
         panel.grid(axis='x', alpha=0.3)
     for panel in panels.flat[len(pairs) :]:
         panel.set_axis_off()
