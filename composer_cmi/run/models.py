@@ -85,7 +85,9 @@ def build_model(config: ModelConfig, label_names: Sequence[str]) -> tuple[PreTra
         source = registry.get_model(config.name_or_path)(tuple(label_names))
     if isinstance(source, tuple):
         if config.config_overrides:
-            raise ConfigError(f'model.config_overrides: {config.name_or_path!r} is built by its own function.')
+            raise ConfigError(
+                f'model.config_overrides: {config.name_or_path!r} is built by its own function: set them there.'
+            )
         model, tokenizer = source
     else:
         model, tokenizer = _load(str(source or resolve_source(config.name_or_path)), config, label_names)

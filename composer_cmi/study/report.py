@@ -41,7 +41,7 @@ _READING = (
     'the other: where it gains and NLL loses, the probabilities rank the rows better and only their scale is off, '
     'which one temperature, fitted on held-out rows, mends.'
 )
-_NAMES = {'nll': 'NLL', SCALED_NLL: 'Scaled NLL', 'ece': 'ECE'}
+_SECONDARY = {'nll': 'NLL', SCALED_NLL: 'Scaled NLL', 'ece': 'ECE'}
 
 
 def report(folder: str | Path, out: str | Path | None = None, against: Sequence[str] = ()) -> dict[str, Path]:
@@ -61,7 +61,7 @@ def report(folder: str | Path, out: str | Path | None = None, against: Sequence[
     study = load_runs(folder, against)
     out = Path(folder) / 'report' if out is None else Path(out)
     by_score = compare(study)
-    secondary = {metric: compare(study, metric) for metric in _NAMES}
+    secondary = {metric: compare(study, metric) for metric in _SECONDARY}
     blocks = _blocks(study, by_score, secondary, out)
     title = f'Study {study.name}'
     everything = [*by_score, *chain.from_iterable(secondary.values())]
@@ -118,7 +118,7 @@ def _blocks(
     blocks.append(Lines([f'Score. {line}' for line in findings(study, by_score)] or ['There is nothing to compare.']))
     for metric in IN_NATS:
         lines = findings(study, secondary[metric], 'nats')
-        blocks.append(Lines([f'{_NAMES[metric]} (lower is better). {line}' for line in lines]))
+        blocks.append(Lines([f'{_SECONDARY[metric]} (lower is better). {line}' for line in lines]))
     if study.missing:
         blocks.append(Paragraph(f'NOT FINISHED: {len(study.missing)} planned runs are missing from all of this:'))
         blocks.append(Lines(study.missing))
@@ -127,7 +127,7 @@ def _blocks(
     if decided:
         blocks += [Heading('Scores'), score_rows(study, decided)]
     blocks += [Heading('Paired differences in score'), *_differences_of(study, by_score)]
-    for metric, name in _NAMES.items():
+    for metric, name in _SECONDARY.items():
         if secondary[metric]:
             unit = 'nats' if metric in IN_NATS else 'points of 100'
             title = f'Paired differences in {name}, {unit} (lower is better)'
@@ -180,7 +180,7 @@ def _pictures(
     score = 'Score: difference of every seed; black: mean and 95 % t interval'
     wanted: list[tuple[str, str, Figure | None]] = [('differences_score', score, _differences(by_score))]
     for metric in IN_NATS:
-        caption = f'{_NAMES[metric]}: difference of every seed; left of 0 is better'
+        caption = f'{_SECONDARY[metric]}: difference of every seed; left of 0 is better'
         wanted.append((f'differences_{metric}', caption, _differences(secondary[metric])))
     wanted += [
         ('weight', 'Score and held-out CMI against lambda, mean and 95 % t interval', plots.against_weight(study)),
