@@ -38,8 +38,8 @@ _READING = (
     'and McNemar stand beside it uncorrected. A gain or a loss is claimed below a corrected p of 0.05, from five seeds '
     'on, and nowhere else. Scores are in points of 100, of the last step of training unless the configuration says '
     'otherwise. Scaled NLL is NLL after temperature scaling, the temperature found on one half of the rows and used on '
-    'the other: where it gains and NLL loses, the probabilities rank the rows better and only their scale is off, '
-    'which one temperature, fitted on held-out rows, mends.'
+    'the other: where it gains and NLL loses, the probabilities tell the classes apart better and only their scale is '
+    'off, which one temperature, fitted on held-out rows, mends.'
 )
 _SECONDARY = {'nll': 'NLL', SCALED_NLL: 'Scaled NLL', 'ece': 'ECE'}
 
