@@ -27,13 +27,13 @@ from composer import Trainer
 from composer.models import HuggingFaceModel
 
 from composer_cmi.algorithms import KnowledgeDistillation
-from composer_cmi.logit_cache import CacheKey, LogitCache
-from composer_cmi.run.batches import Collator
-from composer_cmi.run.data import load_task_data, tokenize, train_dataloader
+from composer_cmi.data.batches import Collator
+from composer_cmi.data.task_data import load_task_data, tokenize, train_dataloader
+from composer_cmi.run.config.schema import DataConfig, ModelConfig
 from composer_cmi.run.models import build_model, silence_transformers
-from composer_cmi.run.schema import DataConfig, ModelConfig
-from composer_cmi.teacher import load_teacher
-from composer_cmi.teacher_pass import rows_fingerprint, run_teacher
+from composer_cmi.teachers.forward import rows_fingerprint, run_teacher
+from composer_cmi.teachers.logit_cache import CacheKey, LogitCache
+from composer_cmi.teachers.teacher import load_teacher
 
 KINDS = ('plain', 'cached', 'online')
 

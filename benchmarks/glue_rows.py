@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
-from composer_cmi.run.embedded import bbc_news
-from composer_cmi.run.readers import read_table
-from composer_cmi.run.tasks import Task
+from composer_cmi.data.embedded import bbc_news
+from composer_cmi.data.readers import read_table
+from composer_cmi.data.tasks import Task
 
 Row = tuple[tuple[str, ...], int]
 

@@ -25,13 +25,13 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
+from composer_cmi.data.tasks import Task
 from composer_cmi.registry import get_task
 from composer_cmi.run.arms import run_all
 from composer_cmi.run.config import load_config
+from composer_cmi.run.config.schema import RunConfig
 from composer_cmi.run.models import embedded_minilm
-from composer_cmi.run.results import RunResults, load_results
-from composer_cmi.run.schema import RunConfig
-from composer_cmi.run.tasks import Task
+from composer_cmi.run.outputs.results import RunResults, load_results
 from glue_rows import make_glue
 
 ROOT = Path(__file__).parents[1]

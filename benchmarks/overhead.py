@@ -38,9 +38,9 @@ from composer.models import HuggingFaceModel
 from composer.utils import dist, get_device
 
 from composer_cmi.algorithms import CMIRegularization
-from composer_cmi.run.data import load_task_data, tokenize, train_dataloader
+from composer_cmi.data.task_data import load_task_data, tokenize, train_dataloader
+from composer_cmi.run.config.schema import DataConfig, ModelConfig
 from composer_cmi.run.models import build_model, silence_transformers
-from composer_cmi.run.schema import DataConfig, ModelConfig
 
 LENGTHS = {'headlines': 32, 'articles': 128}
 WARM_UP = 4

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from composer_cmi.study import statistics
+from composer_cmi.study.findings import statistics
 
 EFFECTS = (0.0, 0.005, 0.01, 0.02)
 ROWS = 1000

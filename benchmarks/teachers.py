@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from composer_cmi.run.config import load_config
-from composer_cmi.run.results import RunResults
+from composer_cmi.run.outputs.results import RunResults
 from composer_cmi.run.train import train_run
 
 ROOT = Path(__file__).parents[1]

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from composer.utils import dist
 from rich.console import Console
 
 from composer_cmi import registry
-from composer_cmi.run.errors import ConfigError
+from composer_cmi.errors import ConfigError
+from composer_cmi.run.command import fail, run_file
 
-__all__ = ['app', 'main', 'run_file']
+__all__ = ['app']
 
 app = typer.Typer(
     help='Fine-tune, distil and compare text classifiers by conditional mutual information.',
@@ -48,7 +48,7 @@ def list_command(
     }
     if kind not in (*kinds, 'all'):
         raise typer.Exit(
-            _fail(f'There is no list of {kind!r}.{registry.nearest(kind, kinds)} Lists: {", ".join(kinds)}.')
+            fail(f'There is no list of {kind!r}.{registry.nearest(kind, kinds)} Lists: {", ".join(kinds)}.')
         )
     # One line each: cut to a terminal, whole in a file.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
@@ -75,12 +75,12 @@ def submit_command(
     out: Annotated[str, typer.Option(help='Where the files go')] = 'submission',
 ) -> None:
     """Predict the test splits of finished GLUE runs and write the leaderboard's TSV files."""
-    from composer_cmi.run.submission import submit
+    from composer_cmi.run.outputs.submission import submit
 
     try:
         files = submit(folders, out)
     except ConfigError as error:
-        raise typer.Exit(_fail(str(error))) from None
+        raise typer.Exit(fail(str(error))) from None
     print(*files, sep='\n')
     print('The site wants them in one zip with a file for every task: STS-B.tsv and AX.tsv come from elsewhere.')
 
@@ -94,12 +94,12 @@ def sweep_command(
     dry_run: Annotated[bool, typer.Option('--dry-run', help='Check the study and list its runs')] = False,
 ) -> None:
     """Do what is left of a study: every setting, arm and seed once, tuned arms first."""
-    from composer_cmi.study.sweep import describe, sweep
+    from composer_cmi.study.execution.sweep import describe, sweep
 
     try:
         summary = sweep(study_file, overrides or [], jobs=jobs, backend=backend, dry_run=dry_run)
     except ConfigError as error:
-        raise typer.Exit(_fail(str(error))) from None
+        raise typer.Exit(fail(str(error))) from None
     if not dry_run:
         describe(summary, study_file, Console(file=sys.stdout, highlight=False))
     raise typer.Exit(1 if summary.failed else 0)
@@ -112,41 +112,14 @@ def report_command(
     against: Annotated[list[str] | None, typer.Option(help='Compare with this arm (may be repeated)')] = None,
 ) -> None:
     """Say what a study found: tables and pictures as Markdown, HTML, CSV and JSON."""
-    from composer_cmi.study.report import report
+    from composer_cmi.study.findings.report import report
 
     try:
         files = report(folder, out, against or [])
     except ConfigError as error:
-        raise typer.Exit(_fail(str(error))) from None
+        raise typer.Exit(fail(str(error))) from None
     found = files['markdown'].read_text(encoding='utf-8').split('## What was found', 1)[1].split('\n## ', 1)[0]
     print(found.strip(), *(f'{name}: {path}' for name, path in files.items()), sep='\n')
-
-
-def run_file(yaml_file: str, overrides: list[str]) -> int:
-    """Run a YAML file with overrides; returns the exit code, after printing one sentence about a user's error."""
-    from composer_cmi.run.arms import run_all
-    from composer_cmi.run.config import load_config
-
-    try:
-        run_all(load_config(yaml_file, overrides))
-    except ConfigError as error:
-        return _fail(str(error))
-    return 0
-
-
-def _fail(sentence: str) -> int:
-    rank = dist.get_global_rank()
-    # The launcher shows the other ranks' words only when they fail, and an error may be theirs alone.
-    print(f'composer-cmi{f", rank {rank}" if rank else ""}: {sentence}', file=sys.stderr)
-    return 2
-
-
-def main() -> None:
-    """Entry of ``train.py``: ``composer train.py yamls/NAME.yaml key.sub=value ...``."""
-    if len(sys.argv) < 2 or sys.argv[1] in ('-h', '--help'):
-        print('usage: composer [-n RANKS] train.py FILE.yaml [key.sub=value ...]', file=sys.stderr)
-        raise SystemExit(0 if len(sys.argv) > 1 else 2)
-    raise SystemExit(run_file(sys.argv[1], sys.argv[2:]))
 
 
 if __name__ == '__main__':

@@ -79,7 +79,7 @@ def register_algorithm(name: str) -> Callable[[T], T]:
 
 
 def register_task(name: str) -> Callable[[T], T]:
-    """Register a ``composer_cmi.run.tasks.Task``, or a function without arguments that returns one."""
+    """Register a ``composer_cmi.data.tasks.Task``, or a function without arguments that returns one."""
     return _register(tasks, 'task', name)
 
 
@@ -110,7 +110,7 @@ def known_algorithms() -> list[str]:
 
 def known_tasks() -> list[str]:
     """Names that :func:`get_task` accepts."""
-    _import('composer_cmi.run.tasks')
+    _import('composer_cmi.data.tasks')
     return _names(tasks)
 
 

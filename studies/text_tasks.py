@@ -24,10 +24,10 @@ from pathlib import Path
 
 import numpy as np
 
+from composer_cmi.data.readers import DataError
+from composer_cmi.data.splits import Split, hashed_share, take
+from composer_cmi.data.tasks import Task
 from composer_cmi.registry import register_task
-from composer_cmi.run.readers import DataError
-from composer_cmi.run.splits import Split, hashed_share, take
-from composer_cmi.run.tasks import Task
 
 __all__ = ['snippets', 'trec', 'unique']
 

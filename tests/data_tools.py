@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from composer_cmi.run.splits import Split
+from composer_cmi.data.splits import Split
 
 
 def split_of(labels, first_id=0):

@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils.data import default_collate
 
 import toys
-from composer_cmi.logit_cache import CacheKey, LogitCache
-from composer_cmi.teacher import load_teacher
-from composer_cmi.teacher_pass import run_teacher
+from composer_cmi.teachers.forward import run_teacher
+from composer_cmi.teachers.logit_cache import CacheKey, LogitCache
+from composer_cmi.teachers.teacher import load_teacher
 
 SAME = {'assume_same_labels': True}
 

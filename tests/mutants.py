@@ -54,7 +54,7 @@ MUTANTS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
         ('tests/test_partners.py::test_partner[CMIRegularization-auto-microbatching, replay after out of memory]',),
     ),
     'teacher in train mode': (
-        'composer_cmi/teacher.py',
+        'composer_cmi/teachers/teacher.py',
         '            member.module.eval()\n',
         '            member.module.train()\n',
         ('tests/test_teacher.py::test_eval_mode_at_every_call',),

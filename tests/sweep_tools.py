@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 
 from composer_cmi.run.config import load_config
-from composer_cmi.study.sweep import Summary, sweep
+from composer_cmi.study.execution.sweep import Summary, sweep
 
 CHEAP = (sys.executable, '-S', '-E', str(Path(__file__).with_name('cheap_run.py')))
 BASE = {'task': 'bbc_headlines', 'run_name': 'base', 'model': {'name_or_path': 'embedded:minilm'}}

@@ -12,11 +12,11 @@ import torch
 from composer.utils import dist
 from transformers import BertTokenizerFast
 
-from composer_cmi.run import encoding
-from composer_cmi.run.batches import Collator, EvalSampler, TrainSampler, eval_dataloader, train_dataloader
-from composer_cmi.run.encoding import tokenize, tokenizer_fingerprint
-from composer_cmi.run.readers import DataError
-from composer_cmi.run.splits import Split
+from composer_cmi.data import encoding
+from composer_cmi.data.batches import Collator, EvalSampler, TrainSampler, eval_dataloader, train_dataloader
+from composer_cmi.data.encoding import tokenize, tokenizer_fingerprint
+from composer_cmi.data.readers import DataError
+from composer_cmi.data.splits import Split
 from data_tools import split_of
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from composer_cmi.run.config import ConfigError, arm_configs, deep_merge, load_config
-from composer_cmi.run.yaml_loader import parse_value
+from composer_cmi.run.config.yaml_loader import parse_value
 from run_tools import make_yaml
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import toys
 from composer_cmi.algorithms import KnowledgeDistillation
-from composer_cmi.logit_cache import CacheError, CacheKey, LogitCache
+from composer_cmi.teachers.logit_cache import CacheError, CacheKey, LogitCache
 from distillation_tools import SAME, cached, start, teacher_bert, train
 
 NAMES = ['sport', 'tech', 'business']

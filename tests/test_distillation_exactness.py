@@ -15,7 +15,7 @@ from torch.utils.data import default_collate
 import toys
 from composer_cmi.algorithms import CMIRegularization, KnowledgeDistillation
 from composer_cmi.functional import distillation_divergence
-from composer_cmi.teacher import load_teacher
+from composer_cmi.teachers.teacher import load_teacher
 from distillation_tools import SAME, teacher_bert, train
 
 

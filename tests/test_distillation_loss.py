@@ -16,8 +16,8 @@ import toys
 from composer_cmi.algorithms import KnowledgeDistillation
 from composer_cmi.algorithms.distillation import distillation_loss
 from composer_cmi.functional import distillation_divergence
-from composer_cmi.logit_cache import LogitCache
-from composer_cmi.teacher import load_teacher
+from composer_cmi.teachers.logit_cache import LogitCache
+from composer_cmi.teachers.teacher import load_teacher
 from distillation_tools import SAME, cached, teacher_bert, train
 
 # --- the formula ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import nn
 
 import toys
 from composer_cmi.algorithms import KnowledgeDistillation
-from composer_cmi.teacher import load_teacher
+from composer_cmi.teachers.teacher import load_teacher
 from distillation_tools import SAME, Losses, start, teacher_bert
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from composer_cmi.data.readers import DataError
+from composer_cmi.data.source import read_source
 from composer_cmi.registry import get_task
-from composer_cmi.run.readers import DataError
-from composer_cmi.run.sources import read_source
 from data_tools import config
 
 

@@ -12,9 +12,9 @@ sys.path.insert(0, str(ROOT / 'benchmarks'))
 
 import glue_rows  # noqa: E402
 import glue_smoke  # noqa: E402
+from composer_cmi.data.task_data import load_task_data, load_test_splits  # noqa: E402
 from composer_cmi.registry import get_task  # noqa: E402
 from composer_cmi.run.config import DataConfig  # noqa: E402
-from composer_cmi.run.data import load_task_data, load_test_splits  # noqa: E402
 
 QUICK = {'train.max_duration': '3ba', 'train.eval_interval': '0ba', 'checkpoint.save_interval': '3ba'}
 

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch.utils.data import default_collate
 
 import toys
-from composer_cmi.logit_cache import CacheError, CacheKey, LogitCache, MissingExamplesError, open_or_build
-from composer_cmi.teacher import load_teacher
-from composer_cmi.teacher_pass import rows_fingerprint, run_teacher
+from composer_cmi.teachers.forward import rows_fingerprint, run_teacher
+from composer_cmi.teachers.logit_cache import CacheError, CacheKey, LogitCache, MissingExamplesError, open_or_build
+from composer_cmi.teachers.teacher import load_teacher
 
 KEY = CacheKey(teacher='t', data='d', task='rte', tokenizer='bert', max_length=128)
 IDS = torch.tensor([3, 4, 10, 70_000_000_000])

@@ -12,13 +12,14 @@ from composer.loggers import Logger
 from pydantic import ValidationError
 
 from composer_cmi.run.config import ConfigError
+from composer_cmi.run.config.schema import OptimizerConfig
 from composer_cmi.run.evaluate import Evaluation, _first_of_each, information
-from composer_cmi.run.model_card import model_card
-from composer_cmi.run.outputs import HistoryLogger, read_history, write_json, write_predictions, write_text
-from composer_cmi.run.plots import plot_run, project
+from composer_cmi.run.outputs.files import write_json, write_predictions, write_text
+from composer_cmi.run.outputs.history import HistoryLogger, read_history
+from composer_cmi.run.outputs.model_card import model_card
+from composer_cmi.run.outputs.plots import plot_run, project
+from composer_cmi.run.outputs.results import RunResults, git_state, load_results, versions
 from composer_cmi.run.progress import ProgressBar
-from composer_cmi.run.results import RunResults, git_state, load_results, versions
-from composer_cmi.run.schema import OptimizerConfig
 from composer_cmi.run.setup import build_optimizer, build_scheduler, to_steps
 
 

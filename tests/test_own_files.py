@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from composer_cmi.data.readers import DataError, read_table
+from composer_cmi.data.source import read_source, read_unlabelled
 from composer_cmi.registry import get_task
-from composer_cmi.run.readers import DataError, read_table
-from composer_cmi.run.sources import read_source, read_unlabelled
 from data_tools import config
 
 GOOD = b'text\tlabel\nfine film\tpos\nbad film\tneg\nso so\tneg\n'

@@ -8,8 +8,8 @@ import pytest
 import torch
 import transformers
 
-from composer_cmi.cli import run_file
-from composer_cmi.run.results import load_results
+from composer_cmi.run.command import run_file
+from composer_cmi.run.outputs.results import load_results
 from run_tools import make_all, make_model
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from composer_cmi.run.errors import ConfigError
+from composer_cmi.errors import ConfigError
+from composer_cmi.run.config.schema import ModelConfig
 from composer_cmi.run.models import build_composer_model, build_model
-from composer_cmi.run.schema import ModelConfig
 from run_tools import SENTENCES, make_model
 
 

@@ -12,9 +12,10 @@ import transformers
 from typer.testing import CliRunner
 
 from composer_cmi import metrics
-from composer_cmi.cli import app, run_file
-from composer_cmi.run.outputs import read_history
-from composer_cmi.run.results import load_results
+from composer_cmi.cli import app
+from composer_cmi.run.command import run_file
+from composer_cmi.run.outputs.history import read_history
+from composer_cmi.run.outputs.results import load_results
 from run_tools import make_all, make_data, make_model, make_yaml, predictions
 
 

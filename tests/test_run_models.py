@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from composer_cmi import functional
-from composer_cmi.cli import run_file
-from composer_cmi.run.outputs import read_history
-from composer_cmi.run.results import RunResults, load_results
+from composer_cmi.run.command import run_file
+from composer_cmi.run.outputs.history import read_history
+from composer_cmi.run.outputs.results import RunResults, load_results
 from run_tools import SENTENCES, make_model, make_yaml
 
 SIZES = {'hidden_size': 16, 'num_hidden_layers': 2, 'num_attention_heads': 2}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from composer_cmi.cli import run_file
+from composer_cmi.run.command import run_file
 from run_tools import make_all
 
 

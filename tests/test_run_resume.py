@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import transformers
 
-from composer_cmi.cli import run_file
-from composer_cmi.run.outputs import read_history
-from composer_cmi.run.results import load_results
+from composer_cmi.run.command import run_file
+from composer_cmi.run.outputs.history import read_history
+from composer_cmi.run.outputs.results import load_results
 from run_tools import make_all, predictions
 
 ROOT = Path(__file__).parents[1]

@@ -13,13 +13,14 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torchmetrics.functional.classification import multiclass_calibration_error
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
+from composer_cmi.data.batches import eval_dataloader
+from composer_cmi.data.encoding import tokenize
+from composer_cmi.data.readers import DataError
+from composer_cmi.data.splits import Split
+from composer_cmi.data.tasks import Task
 from composer_cmi.registry import get_task
-from composer_cmi.run.batches import eval_dataloader
-from composer_cmi.run.encoding import tokenize
-from composer_cmi.run.readers import DataError
-from composer_cmi.run.scoring import score, second_scores, task_metrics
-from composer_cmi.run.splits import Split
-from composer_cmi.run.tasks import Task
+from composer_cmi.run.scoring import score, task_metrics
+from scoring_tools import second_scores
 
 THREE = Task('three', '', ('text',), ('a', 'b', 'c'), ('accuracy', 'macro_f1', 'matthews_correlation'))
 TWO = Task('two', '', ('text',), ('a', 'b'), ('f1', 'accuracy', 'macro_f1', 'matthews_correlation'))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from composer_cmi.run.splits import (
+from composer_cmi.data.splits import (
     Split,
     add_label_noise,
     concatenate,

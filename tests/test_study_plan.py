@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from composer_cmi.errors import ConfigError
 from composer_cmi.run.config import load_config
-from composer_cmi.run.errors import ConfigError
 from composer_cmi.study.config import load_study, short_names
-from composer_cmi.study.plan import check_cells, plan_reported, plan_tuning
+from composer_cmi.study.execution.plan import check_cells, plan_reported, plan_tuning
 from sweep_tools import BASE, TUNED, TWO_ARMS, events, quiet_sweep, write_study
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from composer_cmi.run.outputs import write_text
-from composer_cmi.study.predictions import read_predictions, scaled_nll
+from composer_cmi.run.outputs.files import write_text
+from composer_cmi.study.findings.predictions import read_predictions, scaled_nll
 
 
 def _calibrated(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

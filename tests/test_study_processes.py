@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from composer_cmi.run.errors import ConfigError
+from composer_cmi.errors import ConfigError
 from composer_cmi.study.config import load_study
-from composer_cmi.study.execute import LocalBackend, job_of
-from composer_cmi.study.plan import plan_reported
-from composer_cmi.study.report import report
-from composer_cmi.study.sweep import Summary
+from composer_cmi.study.execution.plan import plan_reported
+from composer_cmi.study.execution.processes import LocalBackend, job_of
+from composer_cmi.study.execution.sweep import Summary
+from composer_cmi.study.findings.report import report
 from sweep_tools import CHEAP, TUNED, TWO_ARMS, events, quiet_sweep, write_study
 
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from scipy import stats
 
-from composer_cmi.run.errors import ConfigError
+from composer_cmi.errors import ConfigError
 from composer_cmi.run.evaluate import Evaluation
-from composer_cmi.run.outputs import write_features, write_json, write_text
-from composer_cmi.run.results import Information, RunResults, Timing
-from composer_cmi.study.analysis import compare, load_runs
-from composer_cmi.study.report import report
+from composer_cmi.run.outputs.files import write_features, write_json, write_text
+from composer_cmi.run.outputs.results import Information, RunResults, Timing
+from composer_cmi.study.findings.analysis import compare, load_runs
+from composer_cmi.study.findings.report import report
 
 CE = [0.81, 0.80, 0.82, 0.79, 0.81, 0.80, 0.83, 0.80]
 CLEARLY_BETTER = [0.83, 0.82, 0.83, 0.81, 0.82, 0.82, 0.85, 0.81]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from composer_cmi.study import statistics
+from composer_cmi.study.findings import statistics
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from composer_cmi.study.warm import WarmProcess
+from composer_cmi.study.execution.warm import WarmProcess
 
 
 @pytest.fixture

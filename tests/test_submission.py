@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 from run_tools import make_all
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'benchmarks'))
-from composer_cmi.cli import app, run_file
+from composer_cmi.cli import app
+from composer_cmi.data.readers import DataError
 from composer_cmi.registry import get_task
-from composer_cmi.run.readers import DataError
-from composer_cmi.run.submission import write_submission
+from composer_cmi.run.command import run_file
+from composer_cmi.run.outputs.submission import write_submission
 from glue_rows import make_glue
 from glue_smoke import make_model
 

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from composer_cmi.run.data import load_task_data, load_test_splits
-from composer_cmi.run.readers import DataError
-from composer_cmi.run.splits import class_counts, concatenate
+from composer_cmi.data.readers import DataError
+from composer_cmi.data.splits import class_counts, concatenate
+from composer_cmi.data.task_data import load_task_data, load_test_splits
 
 GLUE = Path(__file__).parents[1].parent / 'shared' / 'data' / 'glue'
 needs_glue = pytest.mark.skipif(not GLUE.is_dir(), reason="GLUE's own files are not beside the project")

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from composer_cmi.data.tasks import Task
 from composer_cmi.registry import get_task, known_tasks
-from composer_cmi.run.tasks import Task
 
 GLUE = ['cola', 'mnli', 'mrpc', 'qnli', 'qqp', 'rte', 'sst2', 'wnli']
 

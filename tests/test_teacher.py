@@ -19,8 +19,14 @@ from transformers import (
 )
 
 import toys
-from composer_cmi.compatibility import check_numbers, check_same_vocabulary, label_names_of, label_order, num_labels_of
-from composer_cmi.teacher import Member, Teacher, load_teacher, outputs_to_logits, weights_fingerprint
+from composer_cmi.teachers.compatibility import (
+    check_numbers,
+    check_same_vocabulary,
+    label_names_of,
+    label_order,
+    num_labels_of,
+)
+from composer_cmi.teachers.teacher import Member, Teacher, load_teacher, outputs_to_logits, weights_fingerprint
 
 NAMES = ['sport', 'tech', 'business']
 WORDS = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *(f'w{i}' for i in range(19))]

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from composer_cmi.data.readers import DataError
 from composer_cmi.registry import get_task, import_user_code
-from composer_cmi.run.readers import DataError
 
 
 @pytest.fixture(scope='module')

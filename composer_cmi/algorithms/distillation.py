@@ -28,12 +28,12 @@ from composer_cmi.algorithms.distillation_batch import (
     refuse_shared_weights,
 )
 from composer_cmi.algorithms.loss import get_total, replace_total
-from composer_cmi.compatibility import check_numbers, label_names_of, label_order, num_labels_of
 from composer_cmi.functional import distillation_divergence
-from composer_cmi.logit_cache import CacheError, CacheKey, LogitCache, open_or_build
 from composer_cmi.registry import register_algorithm
-from composer_cmi.teacher import Teacher, TeacherSpec, load_teacher, outputs_to_logits
-from composer_cmi.teacher_pass import rows_fingerprint, run_teacher
+from composer_cmi.teachers.compatibility import check_numbers, label_names_of, label_order, num_labels_of
+from composer_cmi.teachers.forward import rows_fingerprint, run_teacher
+from composer_cmi.teachers.logit_cache import CacheError, CacheKey, LogitCache, open_or_build
+from composer_cmi.teachers.teacher import Teacher, TeacherSpec, load_teacher, outputs_to_logits
 
 __all__ = ['KnowledgeDistillation', 'distillation_loss']
 
@@ -75,9 +75,9 @@ class KnowledgeDistillation(Algorithm):
     it.
 
     Args:
-        teacher: What `composer_cmi.teacher.load_teacher` takes: a Hugging Face folder or hub name, a run folder, a
-            Composer checkpoint, a live module, or a list of these, whose logits are averaged. None with a finished
-            cache.
+        teacher: What `composer_cmi.teachers.teacher.load_teacher` takes: a Hugging Face folder or hub name, a run
+            folder, a Composer checkpoint, a live module, or a list of these, whose logits are averaged. None with a
+            finished cache.
         alpha: Weight of the teacher, 0 to 1.
         temperature: `tau`, positive; its square multiplies the KL always.
         cache: None runs the teacher in every step. A folder: the teacher runs once over the training rows, its logits

@@ -11,11 +11,11 @@ from composer.utils import dist, get_device
 from rich.console import Console
 from rich.table import Table
 
+from composer_cmi.data.task_data import TaskData
 from composer_cmi.run.config import arm_configs
-from composer_cmi.run.data import TaskData
-from composer_cmi.run.folder import finished_results
-from composer_cmi.run.results import RunResults
-from composer_cmi.run.schema import RunConfig
+from composer_cmi.run.config.schema import RunConfig
+from composer_cmi.run.outputs.folder import finished_results
+from composer_cmi.run.outputs.results import RunResults
 from composer_cmi.run.train import load_data, train_run
 
 __all__ = ['results_table', 'run_all']

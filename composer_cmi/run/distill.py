@@ -14,16 +14,16 @@ from torch import Tensor
 
 from composer_cmi import functional as cmi_f
 from composer_cmi.algorithms.distillation import KnowledgeDistillation
-from composer_cmi.compatibility import check_numbers, label_order
-from composer_cmi.logit_cache import CacheKey, LogitCache, open_or_build
-from composer_cmi.run.batches import Collator
-from composer_cmi.run.data import TaskData, concatenate, tokenize
-from composer_cmi.run.encoding import EncodedSplit, tokenizer_fingerprint
+from composer_cmi.data.batches import Collator
+from composer_cmi.data.encoding import EncodedSplit, tokenizer_fingerprint
+from composer_cmi.data.splits import Split
+from composer_cmi.data.task_data import TaskData, concatenate, tokenize
 from composer_cmi.run.models import check_max_length
-from composer_cmi.run.results import load_results
-from composer_cmi.run.splits import Split
-from composer_cmi.teacher import Teacher, load_teacher
-from composer_cmi.teacher_pass import rows_fingerprint, run_teacher
+from composer_cmi.run.outputs.results import load_results
+from composer_cmi.teachers.compatibility import check_numbers, label_order
+from composer_cmi.teachers.forward import rows_fingerprint, run_teacher
+from composer_cmi.teachers.logit_cache import CacheKey, LogitCache, open_or_build
+from composer_cmi.teachers.teacher import Teacher, load_teacher
 
 __all__ = ['prepare_distillation']
 

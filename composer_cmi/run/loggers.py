@@ -16,8 +16,8 @@ from composer.loggers import (
     WandBLogger,
 )
 
+from composer_cmi.errors import ConfigError
 from composer_cmi.registry import nearest
-from composer_cmi.run.errors import ConfigError
 
 __all__ = ['build_logger', 'get_logger', 'known_loggers']
 

@@ -19,8 +19,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from composer_cmi import registry
-from composer_cmi.run.errors import ConfigError
-from composer_cmi.run.schema import ModelConfig
+from composer_cmi.errors import ConfigError
+from composer_cmi.run.config.schema import ModelConfig
 
 __all__ = [
     'build_composer_model',

@@ -1,13 +1,7 @@
-"""A task's official scores, NLL and calibration; and the scores once more by other means.
-
-In training: torchmetrics, whose states are merged over ranks. From a run's predictions file: scikit-learn through
-a local module of Hugging Face `evaluate`, which shares no code with the first.
-"""
+"""A task's official scores, NLL and calibration: torchmetrics, whose states are merged over ranks."""
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +14,8 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 
-from composer_cmi.run.readers import DataError
-from composer_cmi.run.splits import UNLABELLED
-from composer_cmi.run.tasks import Task
+from composer_cmi.data.splits import UNLABELLED
+from composer_cmi.data.tasks import Task
 
 __all__ = [
     'F1',
@@ -32,7 +25,6 @@ __all__ = [
     'MatthewsCorrelation',
     'NegativeLogLikelihood',
     'score',
-    'second_scores',
     'task_metrics',
 ]
 
@@ -181,44 +173,3 @@ def score(task: Task, logits: Any, labels: Any) -> dict[str, float]:
     for metric in metrics.values():
         metric.update(logits, labels)
     return {name: float(metric.compute()) for name, metric in metrics.items()}
-
-
-def second_scores(task: Task, predictions_csv: str | Path) -> dict[str, float]:
-    """The official metrics once more, from a run's predictions file, by scikit-learn through `evaluate`.
-
-    Args:
-        task: The task.
-        predictions_csv: A file with the columns label (empty or -100: not scored) and prediction, class indices.
-
-    Raises:
-        DataError: The file lacks a column, holds something else, or no row has a label.
-    """
-    import evaluate
-
-    labels, predictions = _read_predictions(task, Path(predictions_csv))
-    module = evaluate.load(str(Path(__file__).parent / 'second_scores'))
-    computed = module.compute(
-        predictions=predictions, references=labels, metrics=list(task.metrics), num_classes=task.num_classes
-    )
-    return {name: float(value) for name, value in (computed or {}).items()}
-
-
-def _read_predictions(task: Task, path: Path) -> tuple[list[int], list[int]]:
-    known = {str(i): i for i in range(task.num_classes)}
-    labels, predictions = [], []
-    with path.open(newline='', encoding='utf-8') as file:
-        reader = csv.DictReader(file)
-        missing = {'label', 'prediction'} - set(reader.fieldnames or ())
-        if missing:
-            raise DataError(f'{path}: there is no column {min(missing)!r} in this predictions file.')
-        for row in reader:
-            if row['label'] in ('', str(UNLABELLED)):
-                continue
-            for cell in (row['label'], row['prediction']):
-                if cell not in known:
-                    raise DataError(f'{path}, line {reader.line_num}: {cell!r} is no class index of task {task.name}.')
-            labels.append(known[row['label']])
-            predictions.append(known[row['prediction']])
-    if not labels:
-        raise DataError(f'{path}: no row has a label.')
-    return labels, predictions

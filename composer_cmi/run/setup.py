@@ -15,8 +15,8 @@ from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
 
 from composer_cmi import registry
-from composer_cmi.run.errors import ConfigError
-from composer_cmi.run.schema import OptimizerConfig, RunConfig, TrainConfig
+from composer_cmi.errors import ConfigError
+from composer_cmi.run.config.schema import OptimizerConfig, RunConfig, TrainConfig
 
 __all__ = [
     'build_algorithms',

@@ -16,27 +16,28 @@ from composer.models import HuggingFaceModel
 from composer.utils import dist, get_device, reproducibility
 
 from composer_cmi.algorithms.distillation import KnowledgeDistillation
+from composer_cmi.data.task_data import (
+    TaskData,
+    concatenate,
+    eval_dataloader,
+    load_task_data,
+    tokenize,
+    train_dataloader,
+)
 from composer_cmi.features import FeatureReader
-from composer_cmi.run.data import TaskData, concatenate, eval_dataloader, load_task_data, tokenize, train_dataloader
+from composer_cmi.run.config.schema import RunConfig
 from composer_cmi.run.distill import prepare_distillation
 from composer_cmi.run.evaluate import Evaluation, evaluate, information
-from composer_cmi.run.folder import finished_results, open_folder
 from composer_cmi.run.loggers import build_logger
-from composer_cmi.run.model_card import write_model_card
 from composer_cmi.run.models import build_composer_model, build_model, check_max_length, silence_transformers
-from composer_cmi.run.outputs import (
-    HISTORY_FILE,
-    HistoryLogger,
-    export_model,
-    read_history,
-    write_features,
-    write_json,
-    write_predictions,
-)
-from composer_cmi.run.plots import plot_run
+from composer_cmi.run.outputs.export import export_model
+from composer_cmi.run.outputs.files import write_features, write_json, write_predictions
+from composer_cmi.run.outputs.folder import finished_results, open_folder
+from composer_cmi.run.outputs.history import HISTORY_FILE, HistoryLogger, read_history
+from composer_cmi.run.outputs.model_card import write_model_card
+from composer_cmi.run.outputs.plots import plot_run
+from composer_cmi.run.outputs.results import RESULTS_FILE, Information, RunResults, Timing, git_state, versions
 from composer_cmi.run.progress import ProgressBar
-from composer_cmi.run.results import RESULTS_FILE, Information, RunResults, Timing, git_state, versions
-from composer_cmi.run.schema import RunConfig
 from composer_cmi.run.scoring import score, task_metrics
 from composer_cmi.run.setup import (
     build_algorithms,

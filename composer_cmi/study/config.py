@@ -12,8 +12,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from composer_cmi import registry
-from composer_cmi.run.errors import ConfigError
-from composer_cmi.run.yaml_loader import parse_value, read_yaml
+from composer_cmi.errors import ConfigError
+from composer_cmi.run.config.yaml_loader import parse_value, read_yaml
 
 __all__ = ['Arm', 'Setting', 'StudyConfig', 'Tuning', 'combinations', 'encode', 'load_study', 'short_names']
 

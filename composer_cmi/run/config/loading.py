@@ -1,0 +1,182 @@
+"""The configuration of a run, checked before anything is loaded.
+
+The keys are the fields of :mod:`composer_cmi.run.config.schema`. The sections of ``algorithms`` and ``loggers`` are
+arguments of the class of that name, with no second vocabulary. ``arms`` repeats the run with changes, each
+arm from the same seed and data, for paired comparison.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from composer_cmi import registry
+from composer_cmi.errors import ConfigError
+from composer_cmi.run.config.schema import RunConfig
+from composer_cmi.run.config.yaml_loader import parse_value, read_yaml
+
+__all__ = ['arm_configs', 'build_config', 'deep_merge', 'load_config']
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read and check a run's YAML file.
+
+    Args:
+        path: The file.
+        overrides: ``key.sub=value`` from the command line; values are read as YAML.
+
+    Raises:
+        ConfigError: in one sentence, for whatever is wrong in the file or the overrides.
+    """
+    data = read_yaml(path)
+    for override in overrides:
+        key, equals, value = override.partition('=')
+        if not equals or not key.strip():
+            raise ConfigError(f'{override!r} is not an override: write key.sub=value, e.g. train.max_duration=1ep.')
+        data = deep_merge(data, _nested(key.strip(), parse_value(value)))
+    return build_config(data, source=str(path))
+
+
+def build_config(data: Mapping[str, Any], source: str = 'config') -> RunConfig:
+    """Check a mapping, its arms included, against the schema and the registries.
+
+    Raises:
+        ConfigError: in one sentence.
+    """
+    config = _validate(data, source)
+    try:
+        registry.import_user_code(config.code_paths)
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(f'{source}: {error}') from error
+    for name, arm in arm_configs(config, source).items():
+        _check_names(arm, f'{source}, arm {name}' if config.arms else source)
+    return config
+
+
+def arm_configs(config: RunConfig, source: str = 'config') -> dict[str, RunConfig]:
+    """The runs that a configuration asks for: its arms by name, or itself under the last part of its name.
+
+    An arm's own settings are merged over the others; ``arm:NAME`` stands for the folder of an earlier arm.
+
+    Raises:
+        ConfigError: if an arm does not fit the schema or refers to an arm that does not come before it.
+    """
+    if config.arms is None:
+        return {Path(config.run_name).name: config}
+    base = config.model_dump(exclude_unset=True)
+    base.pop('arms')
+    arms: dict[str, RunConfig] = {}
+    for name, changes in config.arms.items():
+        where = f'{source}, arms.{name}'
+        for key in ('arms', 'run_name', 'output_dir', 'code_paths'):
+            if key in changes:
+                raise ConfigError(f'{where}: {key!r} belongs to the whole file and cannot differ between arms.')
+        data = copy.deepcopy(base)
+        for key, value in changes.items():
+            data = deep_merge(data, _nested(key, value))
+        data['run_name'] = f'{config.run_name}/{name}'
+        folders = {earlier: str(arm.folder) for earlier, arm in arms.items()}
+        arms[name] = _validate(_resolve_arms(data, folders, where), where)
+    return arms
+
+
+def deep_merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``changes`` over ``base``: mappings are merged key by key, everything else is replaced."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = deep_merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _nested(dotted: str, value: Any) -> dict[str, Any]:
+    # A mapping's own keys may be dotted too: `arms: {a: {algorithms: {x.weight: 1}}}`.
+    if isinstance(value, Mapping):
+        merged: dict[str, Any] = {}
+        for key, inner in value.items():
+            merged = deep_merge(merged, _nested(key, inner)) if isinstance(key, str) else {**merged, key: inner}
+        value = merged
+    for part in reversed(dotted.split('.')):
+        value = {part: value}
+    return value
+
+
+def _resolve_arms(value: Any, folders: Mapping[str, str], where: str) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _resolve_arms(inner, folders, where) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_resolve_arms(inner, folders, where) for inner in value]
+    if isinstance(value, str) and value.startswith('arm:'):
+        name = value[len('arm:') :]
+        if name not in folders:
+            earlier = ', '.join(folders) or 'none'
+            raise ConfigError(f'{where}: {value!r} names no arm that comes before this one (those are: {earlier}).')
+        return folders[name]
+    return value
+
+
+def _validate(data: Mapping[str, Any], source: str) -> RunConfig:
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f'{source}: {_sentence(error.errors()[0])}') from error
+
+
+def _sentence(error: Any) -> str:
+    """The first thing that pydantic found, as one sentence a user can act on."""
+    path = [str(part) for part in error['loc'] if not str(part).startswith(('function-', 'constrained-', 'literal['))]
+    key = '.'.join(path)
+    if error['type'] == 'extra_forbidden':
+        known = _known_keys(path[:-1])
+        return f'unknown key {key!r}.{registry.nearest(path[-1], known)} Known here: {", ".join(known)}.'
+    if error['type'] == 'missing':
+        return f'the key {key!r} is missing.'
+    message = error['msg'].removeprefix('Value error, ')
+    message = message[0].lower() + message[1:]
+    given = f' (given: {error["input"]!r})' if error['type'] != 'value_error' else ''
+    return f'{key}: {message}{given}.'
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    schema: Any = RunConfig
+    for part in path:
+        field = schema.model_fields.get(part)
+        if field is None or not (inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel)):
+            return []
+        schema = field.annotation
+    return sorted(schema.model_fields)
+
+
+def _check_names(config: RunConfig, source: str) -> None:
+    """Task, algorithms and loggers by name, and their arguments by the signature of the class."""
+    from composer_cmi.data.tasks import get_task
+    from composer_cmi.run.loggers import get_logger
+
+    try:
+        get_task(config.task)
+        for name, kwargs in config.algorithms.items():
+            _check_arguments(registry.get_algorithm(name), kwargs, f'algorithms.{name}')
+        for name, kwargs in config.loggers.items():
+            _check_arguments(get_logger(name), kwargs, f'loggers.{name}')
+    except ValueError as error:
+        raise ConfigError(f'{source}: {error}') from error
+
+
+def _check_arguments(cls: type, kwargs: Mapping[str, Any], where: str) -> None:
+    parameters = list(inspect.signature(cls).parameters.values())
+    names = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        for key in kwargs:
+            if key not in names:
+                known = ', '.join(names)
+                raise ConfigError(
+                    f'unknown key {f"{where}.{key}"!r}.{registry.nearest(key, names)} Known here: {known}.'
+                )
+    for p in parameters:
+        if p.name in names and p.default is p.empty and p.name not in kwargs:
+            raise ConfigError(f'the key {f"{where}.{p.name}"!r} is missing.')

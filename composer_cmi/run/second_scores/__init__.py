@@ -1,1 +1,0 @@
-"""A metric module for `evaluate`: a second opinion on our own scores."""

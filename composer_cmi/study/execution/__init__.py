@@ -1,0 +1,1 @@
+"""From a study's file to finished run folders: plan, processes, progress."""

@@ -1,0 +1,1 @@
+"""From run folders to a report: what paired runs can prove, tables and pictures."""

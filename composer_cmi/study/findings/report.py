@@ -1,0 +1,267 @@
+"""`composer-cmi report FOLDER`: what a study found, in words, tables and pictures, from run folders alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from composer_cmi.run.outputs.files import write_json, write_text
+from composer_cmi.study.findings import plots
+from composer_cmi.study.findings.analysis import IN_NATS, SCALED_NLL, Comparison, Study, compare, load_runs
+from composer_cmi.study.findings.render import Block, Heading, Lines, Paragraph, Picture, to_html, to_markdown
+from composer_cmi.study.findings.tables import (
+    difference_rows,
+    interval,
+    mcnemar_rows,
+    pooled_rows,
+    score_rows,
+    seed_rows,
+    signed,
+    time_rows,
+    tuning_rows,
+)
+
+__all__ = ['findings', 'report']
+
+_READING = (
+    'Runs of one seed share initialisation and data order, so arms are compared by their differences per seed. '
+    'Intervals are 95 %: Student t, and bootstrap over seeds (expanded percentile, from 8 seeds on). '
+    'p is the two-sided paired t test, with Holm correction over the settings of a comparison; Wilcoxon signed-rank '
+    'and McNemar stand beside it uncorrected. A gain or a loss is claimed below a corrected p of 0.05, from five seeds '
+    'on, and nowhere else. Scores are in points of 100, of the last step of training unless the configuration says '
+    'otherwise. Scaled NLL is NLL after temperature scaling, the temperature found on one half of the rows and used on '
+    'the other: where it gains and NLL loses, the probabilities tell the classes apart better and only their scale is '
+    'off, which one temperature, fitted on held-out rows, mends.'
+)
+_SECONDARY = {'nll': 'NLL', SCALED_NLL: 'Scaled NLL', 'ece': 'ECE'}
+
+
+def report(folder: str | Path, out: str | Path | None = None, against: Sequence[str] = ()) -> dict[str, Path]:
+    """Write the report of a study.
+
+    Args:
+        folder: a study's folder or any folder with finished run folders below it.
+        out: where to write; `FOLDER/report` by default.
+        against: baselines to compare with, instead of the study's own.
+
+    Returns:
+        dict[str, Path]: the files: `markdown`, `html`, `json`, `comparisons` and `runs` (CSV).
+
+    Raises:
+        ConfigError: in one sentence, if there is nothing to report on.
+    """
+    study = load_runs(folder, against)
+    out = Path(folder) / 'report' if out is None else Path(out)
+    by_score = compare(study)
+    secondary = {metric: compare(study, metric) for metric in _SECONDARY}
+    blocks = _blocks(study, by_score, secondary, out)
+    title = f'Study {study.name}'
+    everything = [*by_score, *chain.from_iterable(secondary.values())]
+    files = {
+        'markdown': out / 'report.md',
+        'html': out / 'report.html',
+        'json': out / 'report.json',
+        'comparisons': out / 'comparisons.csv',
+        'runs': out / 'runs.csv',
+    }
+    write_text(files['markdown'], to_markdown(blocks))
+    write_text(files['html'], to_html(blocks, title))
+    write_json(files['json'], _as_json(study, everything))
+    write_text(files['comparisons'], _csv([_comparison_row(each) for each in everything]))
+    write_text(files['runs'], _csv(_run_rows(study)))
+    return files
+
+
+def findings(study: Study, comparisons: Sequence[Comparison], unit: str = 'points') -> list[str]:
+    """One plain sentence for each pair of arms: where it gains, where it loses, where there is no evidence."""
+    lines = []
+    for arm, baseline in study.comparisons:
+        mine = [each for each in comparisons if (each.arm, each.baseline) == (arm, baseline) and not each.apart]
+        if not mine:
+            continue
+        parts = []
+        for verdict, words in (('gain', 'gain on'), ('loss', 'LOSS on')):
+            found = [each for each in mine if each.verdict == verdict]
+            if found:
+                parts.append(f'{words} ' + ', '.join(f'{each.table} ({_short(each, unit)})' for each in found))
+        rest = [each for each in mine if each.verdict not in ('gain', 'loss')]
+        if len(rest) == len(mine):
+            parts.append(f'no evidence of a gain on any of {len(mine)} settings')
+        if rest:
+            listed = ', '.join(f'{each.table} ({_short(each, unit)})' for each in rest)
+            parts.append(listed if len(rest) == len(mine) else f'no evidence of a gain on {listed}')
+        lines.append(f'{arm} against {baseline}: {"; ".join(parts)}.')
+    return lines
+
+
+def _short(each: Comparison, unit: str) -> str:
+    bounds = interval(each.difference.t_low, each.difference.t_high, each.metric)
+    mean = signed(each.difference.mean, each.metric)
+    return f'{mean} {unit}, {bounds}, {each.difference.n} seeds'
+
+
+def _blocks(
+    study: Study, by_score: Sequence[Comparison], secondary: dict[str, list[Comparison]], out: Path
+) -> list[Block]:
+    settings = list(dict.fromkeys(table.setting for table in study.tables))
+    seeds = sorted({run.seed for run in study.runs})
+    first = f'{len(study.runs)} runs: {len(settings)} settings, {len(study.arms)} arms, {len(seeds)} seeds.'
+    blocks: list[Block] = [Heading(f'Study {study.name}', 1), Paragraph(first), Heading('What was found')]
+    blocks.append(Lines([f'Score. {line}' for line in findings(study, by_score)] or ['There is nothing to compare.']))
+    for metric in IN_NATS:
+        lines = findings(study, secondary[metric], 'nats')
+        blocks.append(Lines([f'{_SECONDARY[metric]} (lower is better). {line}' for line in lines]))
+    if study.missing:
+        blocks.append(Paragraph(f'NOT FINISHED: {len(study.missing)} planned runs are missing from all of this:'))
+        blocks.append(Lines(study.missing))
+    decided = [table for table in study.tables if not table.apart]
+    apart = [table for table in study.tables if table.apart]
+    if decided:
+        blocks += [Heading('Scores'), score_rows(study, decided)]
+    blocks += [Heading('Paired differences in score'), *_differences_of(study, by_score)]
+    for metric, name in _SECONDARY.items():
+        if secondary[metric]:
+            unit = 'nats' if metric in IN_NATS else 'points of 100'
+            title = f'Paired differences in {name}, {unit} (lower is better)'
+            blocks += [Heading(title), *_differences_of(study, secondary[metric])]
+    if apart:
+        blocks += [Heading('Set apart: these decide nothing'), score_rows(study, apart, with_majority=True)]
+        blocks.append(Lines([f'{t.name}: {t.apart}; a constant answer scores {t.majority:.2f}.' for t in apart]))
+    if any(each.mcnemar for each in by_score):
+        blocks += [Heading('The same rows: McNemar, seed by seed'), mcnemar_rows(by_score)]
+    blocks += [Heading('Every seed'), *seed_rows(study), Heading('Cost in time'), time_rows(study)]
+    if study.tuning:
+        note = 'Chosen on a held-out slice of train; the reported rows played no part.'
+        blocks += [Heading('What was tuned'), Paragraph(note), tuning_rows(study)]
+    if remarks := _remarks(study):
+        blocks += [Heading('Remarks'), Lines(remarks)]
+    pictures = _pictures(study, by_score, secondary, out)
+    return [
+        *blocks,
+        *([Heading('Pictures')] if pictures else []),
+        *pictures,
+        Heading('How to read this'),
+        Paragraph(_READING),
+    ]
+
+
+def _differences_of(study: Study, comparisons: Sequence[Comparison]) -> list[Block]:
+    blocks: list[Block] = [difference_rows(study, comparisons)]
+    if pooled := pooled_rows(study, comparisons):
+        blocks += [Paragraph('Mean over all settings that decide, seed by seed (in no family of tests):'), pooled]
+    return blocks
+
+
+def _remarks(study: Study) -> list[str]:
+    """What a reader must know of the runs: data that differ between arms, and what the runs' data loaders said."""
+    remarks = []
+    for setting in dict.fromkeys(run.setting for run in study.runs):
+        runs = [run for run in study.runs if run.setting == setting]
+        if len({run.results.data_fingerprint for run in runs}) > 1:
+            remarks.append(f'{setting}: the runs did not all see the same data (their fingerprints differ).')
+        if len({run.results.versions.get('torch') for run in runs}) > 1:
+            remarks.append(f'{setting}: the runs were made with several versions of torch.')
+        remarks += [f'{setting}: {note}' for note in dict.fromkeys(note for run in runs for note in run.results.notes)]
+    return remarks
+
+
+def _pictures(
+    study: Study, by_score: Sequence[Comparison], secondary: dict[str, list[Comparison]], out: Path
+) -> list[Picture]:
+    settings = list(dict.fromkeys(table.setting for table in study.tables))
+    score = 'Score: difference of every seed; black: mean and 95 % t interval'
+    wanted: list[tuple[str, str, Figure | None]] = [('differences_score', score, _differences(by_score))]
+    for metric in IN_NATS:
+        caption = f'{_SECONDARY[metric]}: difference of every seed; left of 0 is better'
+        wanted.append((f'differences_{metric}', caption, _differences(secondary[metric])))
+    wanted += [
+        ('weight', 'Score and held-out CMI against lambda, mean and 95 % t interval', plots.against_weight(study)),
+        ('teachers', 'CMI of the teacher against the score of its student', plots.teacher_and_student(study)),
+    ]
+    for setting in settings:
+        wanted.append(
+            (f'training_{setting}', f'{setting}: information in training', plots.over_training(study, setting))
+        )
+        for table in (table for table in study.tables if table.setting == setting):
+            figure = plots.clusters(study, setting, table.split)
+            caption = f'{table.name}: clusters of f_x and their centroids, arms in one projection'
+            wanted.append((f'clusters_{setting}_{table.split}', caption, figure))
+    pictures = []
+    for name, caption, figure in wanted:
+        if figure is not None:
+            pictures.append(_save(figure, out, f'pictures/{name}.png', caption))
+    return pictures
+
+
+def _differences(comparisons: Sequence[Comparison]) -> Figure | None:
+    return plots.paired_differences([each for each in comparisons if not each.apart])
+
+
+def _save(figure: Figure, out: Path, path: str, caption: str) -> Picture:
+    picture = io.BytesIO()
+    figure.savefig(picture, format='png', dpi=110, metadata={'Software': None})
+    target = out / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
+    aside.write_bytes(picture.getvalue())
+    os.replace(aside, target)
+    return Picture(path, caption, picture.getvalue())
+
+
+def _comparison_row(each: Comparison) -> dict[str, Any]:
+    row = {'setting': each.table, 'arm': each.arm, 'baseline': each.baseline, 'metric': each.metric}
+    row |= {'verdict': each.verdict, **each.difference._asdict(), 'holm_p': each.holm_p}
+    return row | {'seeds_needed': each.seeds_needed, 'detectable_gain': each.detectable}
+
+
+def _run_rows(study: Study) -> list[dict[str, Any]]:
+    rows = []
+    for table in study.tables:
+        for run in (run for run in study.runs if run.setting == table.setting):
+            scores = run.results.scores[table.split]
+            row = {'setting': run.setting, 'split': table.split, 'arm': run.arm, 'seed': run.seed, **scores}
+            row[SCALED_NLL] = run.score(table.split, SCALED_NLL)
+            for space, information in run.results.cmi['after'].items():
+                row |= {f'{name}_{space}': value for name, value in information.model_dump().items()}
+            rows.append(row | {'steps': run.results.timing.steps, 'train_seconds': run.results.timing.train_seconds})
+    return rows
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, names, lineterminator='\n')
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: f'{value:.6g}' if isinstance(value, float) else value for name, value in row.items()})
+    return text.getvalue()
+
+
+def _as_json(study: Study, comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    rows = [
+        {
+            **_comparison_row(each),
+            'by_seed': dict(zip(map(str, each.seeds), each.differences, strict=True)),
+            'mcnemar': {str(seed): found._asdict() for seed, found in each.mcnemar.items()},
+        }
+        for each in comparisons
+    ]
+    tables = [table._asdict() for table in study.tables]
+    return _finite({'name': study.name, 'tables': tables, 'missing': study.missing, 'comparisons': rows})
+
+
+def _finite(value: Any) -> Any:
+    """NaN is not JSON: it becomes null."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""Frozen classifiers that students learn from: read from anywhere, run once, their logits kept."""

@@ -1,0 +1,70 @@
+"""One pass of a teacher over a dataset: its logits by example id, and what they were computed from."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from composer_cmi.teachers.teacher import Teacher
+
+__all__ = ['rows_fingerprint', 'run_teacher']
+
+
+def run_teacher(
+    teacher: Teacher,
+    rows: Any,
+    collate: Callable[[list[Any]], Any],
+    *,
+    batch_size: int = 64,
+    context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    id_key: str = 'example_id',
+) -> tuple[Tensor, Tensor]:
+    """The teacher's logits over a map-style dataset; draws no random numbers.
+
+    Args:
+        teacher: It runs where its weights are.
+        rows: `rows[i]` is a mapping with `id_key`, and `input_ids` or whatever the teacher reads.
+        collate: Makes a batch of a list of rows (pads).
+        batch_size: Rows at a time; rows of like length go together.
+        context: Makes the precision context to run in.
+        id_key: The key of the example id.
+
+    Returns:
+        `example_ids [R]` int64 in increasing order and `logits [R, C]` float32, both on the CPU.
+
+    Raises:
+        ValueError: The rows have no example ids.
+    """
+    if len(rows) and (not isinstance(rows[0], Mapping) or id_key not in rows[0]):
+        raise ValueError(
+            f'The training rows have no {id_key!r}, by which logits are stored: add an int64 column of that name '
+            '(and remove_unused_columns=False or the like, so that it reaches the batch).'
+        )
+    items = [rows[i] for i in range(len(rows))]
+    items.sort(key=lambda row: len(row['input_ids']) if 'input_ids' in row else 0)
+    parts = []
+    for start in range(0, len(items), batch_size):
+        with context():
+            parts.append(teacher.logits(collate(items[start : start + batch_size])).cpu())
+    ids, order = torch.tensor([int(row[id_key]) for row in items]).sort(stable=True)
+    return ids, torch.cat(parts)[order]
+
+
+def rows_fingerprint(rows: Any) -> str:
+    """A hash of the rows' inputs and ids: `rows.fingerprint` with `rows.example_ids` where given, else the content."""
+    digest = hashlib.sha256()
+    declared, ids = getattr(rows, 'fingerprint', None), getattr(rows, 'example_ids', None)
+    if isinstance(declared, str) and ids is not None:
+        digest.update(declared.encode())
+        digest.update(torch.as_tensor(ids).to(torch.int64).numpy().tobytes())
+        return digest.hexdigest()
+    for i in range(len(rows)):
+        for name, value in sorted(rows[i].items()):
+            if name not in ('labels', 'label'):
+                digest.update(f'{name}={torch.as_tensor(value).tolist()};'.encode())
+    return digest.hexdigest()
