@@ -1,10 +1,15 @@
-# make demo | make test | make glue-smoke | make lint: each makes .venv first; a second call reuses it.
+# make demo | make test | make lint: each makes .venv first, on the versions that Composer declares; a second call reuses it.
+# make test-modern: the same tests in .venv-modern, on today's torch and transformers.
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
+PIP := -m pip install --quiet --disable-pip-version-check
+EXTRAS := run,demo,tensorboard,peft,dev
+MODERN := .venv-modern
+MODERN_STAMP := $(MODERN)/.installed
 
-.PHONY: demo test test-slow glue-smoke lint format clean study studies-gpu partners kill-test mutants coverage overhead \
+.PHONY: demo test test-modern test-slow package-check startup glue-smoke lint format clean study studies-gpu partners kill-test mutants coverage overhead \
   gpu-checks
 
 demo: $(STAMP)
@@ -13,9 +18,16 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -m 'not slow'
 
+test-modern: $(MODERN_STAMP)
+	$(MODERN)/bin/python -m pytest -q -m 'not slow'
+
+# The wheel in an empty environment outside the repository, as its users have it, and the tests of the sdist.
+package-check: $(STAMP)
+	$(BIN)/python tests/package_check.py
+
 # With the extra `ray`, which only the sweep's second backend needs.
 test-slow: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[ray]'
+	$(BIN)/python $(PIP) -e '.[ray]'
 	$(BIN)/python -m pytest -q -m slow
 
 # Every GLUE task by every recipe, from files and from a `datasets` cache, with a tiny model.
@@ -65,6 +77,9 @@ coverage: $(STAMP)
 	$(BIN)/python -m pytest -q -m 'not slow and not world_size' --cov --cov-report=term-missing --cov-fail-under=95 \
 	  $(CORE_TESTS)
 
+startup: $(STAMP)
+	$(BIN)/python benchmarks/startup.py
+
 overhead: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py
 
@@ -75,9 +90,20 @@ gpu-checks: $(STAMP)
 # Only what defines the environment makes it anew.
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,peft,dev]'
+	$(BIN)/python $(PIP) -e '.[$(EXTRAS)]'
 	touch $(STAMP)
+
+# Where pip offers a CPU build of torch, this is 2 GB without a CUDA library. No torchvision of the index imports beside
+# such a build after 0.16.2 (Composer imports it and needs nothing of it here). On a machine with a GPU, or with another
+# Python than 3.11: make test-modern MODERN_TORCH='torch torchvision'.
+MODERN_TORCH ?= torch==2.13.0 torchvision==0.16.2
+$(MODERN_STAMP): pyproject.toml modern.txt
+	test -x $(MODERN)/bin/python || $(PYTHON) -m venv $(MODERN)
+	for package in $(MODERN_TORCH); do $(MODERN)/bin/python $(PIP) --no-deps $$package || exit 1; done
+	$(MODERN)/bin/python $(PIP) uv
+	$(MODERN)/bin/uv pip install --quiet --python $(MODERN)/bin/python --override modern.txt -e '.[$(EXTRAS)]'
+	touch $(MODERN_STAMP)
 
 # runs/ holds results: it is yours to delete.
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(MODERN) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage

@@ -1,35 +1,80 @@
-"""``composer-cmi``: run a YAML file, list what can be named in one, run and report a study of many."""
+"""``composer-cmi``: starting files, one run, what can be named in it, and a study of many.
+
+Nothing heavy is imported before it is used: a question for help is answered at once, and without Composer.
+"""
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from composer_cmi import registry
-from composer_cmi.errors import ConfigError
+from composer_cmi import __version__, registry
+from composer_cmi.errors import ConfigError, needs
 from composer_cmi.run.command import fail, run_file
+from composer_cmi.starters import STARTERS, write_starters
 
 __all__ = ['app']
 
 app = typer.Typer(
     help='Fine-tune, distil and compare text classifiers by conditional mutual information.',
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """What the user can mend ends the command with one sentence and exit code 2."""
+    try:
+        yield
+    except ConfigError as error:
+        raise typer.Exit(fail(str(error))) from None
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f'composer-cmi {__version__}')
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option('--version', callback=_show_version, is_eager=True, help='Print the version')
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command('init')
+def init_command(
+    kind: Annotated[str, typer.Argument(help='demo, glue, custom (your own data) or study')],
+    folder: Annotated[str, typer.Argument(metavar='[DIR]', help='Where the files go')] = '.',
+) -> None:
+    """Write commented files to start from."""
+    with _one_sentence():
+        if kind not in STARTERS:
+            known = ', '.join(STARTERS)
+            raise ConfigError(f'There are no files for {kind!r}.{registry.nearest(kind, STARTERS)} Known: {known}.')
+        written = write_starters(kind, folder)
+    print(*written, sep='\n')
+    command = f'composer-cmi {"sweep" if kind == "study" else "run"} {next(iter(STARTERS[kind]))}'
+    print(f'Next: {command if Path(folder) == Path() else f"cd {shlex.quote(folder)} && {command}"}')
+
+
 @app.command('run')
 def run_command(
-    yaml_file: Annotated[str, typer.Argument(help='A run, e.g. yamls/demo_mincmi.yaml')],
+    yaml_file: Annotated[str, typer.Argument(help='A run, e.g. demo.yaml of `composer-cmi init demo`')],
     overrides: Annotated[list[str] | None, typer.Argument(help='key.sub=value, e.g. train.max_duration=1ep')] = None,
 ) -> None:
-    """Run one YAML file on this machine; several processes: composer -n N train.py FILE."""
+    """Run one YAML file on this machine; several processes: composer -n N -m composer_cmi FILE."""
     raise typer.Exit(run_file(yaml_file, overrides or []))
 
 
@@ -38,28 +83,38 @@ def list_command(
     kind: Annotated[str, typer.Argument(help='tasks, algorithms, models, loggers or all')] = 'all',
 ) -> None:
     """List the tasks, algorithms, models and loggers that a YAML file can name."""
-    from composer_cmi.run.loggers import get_logger, known_loggers
+    with _one_sentence():
+        for line in _lines(kind):
+            print(line)
 
-    kinds = {
-        'tasks': (registry.known_tasks, registry.get_task),
-        'algorithms': (registry.known_algorithms, registry.get_algorithm),
-        'models': (registry.known_models, registry.get_model),
-        'loggers': (known_loggers, get_logger),
+
+def _lines(kind: str) -> Iterator[str]:
+    kinds: dict[str, Callable[[], tuple[list[str], Callable[[str], Any]]]] = {
+        'tasks': lambda: (registry.known_tasks(), registry.get_task),
+        'algorithms': lambda: (registry.known_algorithms(), registry.get_algorithm),
+        'models': lambda: (registry.known_models(), registry.get_model),
+        'loggers': _loggers,
     }
     if kind not in (*kinds, 'all'):
-        raise typer.Exit(
-            fail(f'There is no list of {kind!r}.{registry.nearest(kind, kinds)} Lists: {", ".join(kinds)}.')
-        )
+        known = ', '.join(kinds)
+        raise ConfigError(f'There is no list of {kind!r}.{registry.nearest(kind, kinds)} Lists: {known}.')
     # One line each: cut to a terminal, whole in a file.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for name, (known, get) in kinds.items():
+    for name, find in kinds.items():
         if kind in (name, 'all'):
-            entries = known()
-            print(f'{name}:')
+            with needs('run', f'The list of {name}'):
+                entries, get = find()
+            yield f'{name}:'
             for entry in entries:
-                print(f'  {entry:<{max(map(len, entries))}}  {_summary(get, entry)}'[:width])
+                yield f'  {entry:<{max(map(len, entries))}}  {_summary(get, entry)}'[:width]
     if kind in ('models', 'all'):
-        print('Any Hugging Face hub name or folder, and any finished run folder, is a model too.')
+        yield 'Any Hugging Face hub name or folder, and any finished run folder, is a model too.'
+
+
+def _loggers() -> tuple[list[str], Callable[[str], Any]]:
+    from composer_cmi.run.loggers import get_logger, known_loggers
+
+    return known_loggers(), get_logger
 
 
 def _summary(get: Callable[[str], Any], name: str) -> str:
@@ -75,31 +130,31 @@ def submit_command(
     out: Annotated[str, typer.Option(help='Where the files go')] = 'submission',
 ) -> None:
     """Predict the test splits of finished GLUE runs and write the leaderboard's TSV files."""
-    from composer_cmi.run.outputs.submission import submit
-
-    try:
+    with _one_sentence():
+        with needs('run', 'A submission'):
+            from composer_cmi.run.outputs.submission import submit
         files = submit(folders, out)
-    except ConfigError as error:
-        raise typer.Exit(fail(str(error))) from None
     print(*files, sep='\n')
     print('The site wants them in one zip with a file for every task: STS-B.tsv and AX.tsv come from elsewhere.')
 
 
 @app.command('sweep')
 def sweep_command(
-    study_file: Annotated[str, typer.Argument(help='A study, e.g. studies/mincmi_small.yaml')],
+    study_file: Annotated[
+        str, typer.Argument(help='A study, e.g. studies/mincmi_small.yaml of `composer-cmi init study`')
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value of the study's keys: seeds=30")] = None,
     jobs: Annotated[int, typer.Option(help='Runs at a time')] = 1,
     backend: Annotated[str, typer.Option(help='local: this machine; ray: a Ray cluster')] = 'local',
     dry_run: Annotated[bool, typer.Option('--dry-run', help='Check the study and list its runs')] = False,
 ) -> None:
     """Do what is left of a study: every setting, arm and seed once, tuned arms first."""
-    from composer_cmi.study.execution.sweep import describe, sweep
+    with _one_sentence():
+        with needs('run', 'A study'):
+            from rich.console import Console
 
-    try:
+            from composer_cmi.study.execution.sweep import describe, sweep
         summary = sweep(study_file, overrides or [], jobs=jobs, backend=backend, dry_run=dry_run)
-    except ConfigError as error:
-        raise typer.Exit(fail(str(error))) from None
     if not dry_run:
         describe(summary, study_file, Console(file=sys.stdout, highlight=False))
     raise typer.Exit(1 if summary.failed else 0)
@@ -112,12 +167,10 @@ def report_command(
     against: Annotated[list[str] | None, typer.Option(help='Compare with this arm (may be repeated)')] = None,
 ) -> None:
     """Say what a study found: tables and pictures as Markdown, HTML, CSV and JSON."""
-    from composer_cmi.study.findings.report import report
-
-    try:
+    with _one_sentence():
+        with needs('run', "A study's report"):
+            from composer_cmi.study.findings.report import report
         files = report(folder, out, against or [])
-    except ConfigError as error:
-        raise typer.Exit(fail(str(error))) from None
     found = files['markdown'].read_text(encoding='utf-8').split('## What was found', 1)[1].split('\n## ', 1)[0]
     print(found.strip(), *(f'{name}: {path}' for name, path in files.items()), sep='\n')
 

@@ -5,7 +5,7 @@ through the entry point groups ``composer_cmi_algorithms``, ``composer_cmi_tasks
 ``composer_cmi_models``; a user's own file does it with the decorators below and is imported by
 ``code_paths: [my_file.py]`` in a run's YAML.
 
-This module imports nothing but ``catalogue`` and Composer: what it names is imported when it is asked for.
+This module imports nothing but ``catalogue``: what it names, Composer's own included, is imported when it is asked for.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import catalogue
-import composer.algorithms
-from composer.core import Algorithm
+
+from composer_cmi.errors import needs
+
+if TYPE_CHECKING:
+    from composer.core import Algorithm
 
 __all__ = [
     'algorithms',
@@ -92,7 +95,14 @@ def register_model(name: str) -> Callable[[T], T]:
 
 
 def composer_algorithms() -> dict[str, type[Algorithm]]:
-    """Composer's built-in algorithms under the names of their subpackages, e.g. ``swa``."""
+    """Composer's built-in algorithms under the names of their subpackages, e.g. ``swa``.
+
+    Raises:
+        MissingExtra: Composer is not installed.
+    """
+    with needs('composer', 'A Composer algorithm'):
+        import composer.algorithms
+        from composer.core import Algorithm
     found = {}
     for name in composer.algorithms.__all__:
         entry = getattr(composer.algorithms, name)

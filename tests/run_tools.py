@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import yaml
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 SENTENCES = {
     'weather': [
@@ -41,7 +42,8 @@ def make_model(folder: Path, *, layers: int = 2, seed: int = 0) -> Path:
     folder.mkdir(parents=True)
     vocabulary = folder / 'vocab.txt'
     vocabulary.write_text('\n'.join(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *words]) + '\n')
-    tokenizer = BertTokenizerFast(vocab_file=str(vocabulary), model_max_length=32)
+    tokenizer = BertTokenizerFast(str(vocabulary), model_max_length=32)
+    transformers_logging.disable_progress_bar()  # that of transformers 5 for writing a model
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=len(tokenizer),

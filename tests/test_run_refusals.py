@@ -72,3 +72,12 @@ def test_files_that_are_no_data_are_refused(tmp_path, capsys):
         error = capsys.readouterr().err
         assert sentence in error, error
         assert len(error.strip().splitlines()) == 1
+
+
+def test_fsdp_with_a_searched_microbatch_size_is_refused_where_composer_cannot_search(tmp_path, capsys, monkeypatch):
+    # What torch < 2.7.1 has and newer ones lack; without it, beside any torch, Composer ends in a NameError.
+    monkeypatch.delattr('composer.trainer._patch_pytorch.unshard_with_sync', raising=False)
+    assert run_file(str(make_all(tmp_path)), ['fsdp={}', 'train.microbatch_size=auto']) == 2
+    error = capsys.readouterr().err
+    assert "train.microbatch_size: 'auto' together with fsdp fails in Composer" in error
+    assert len(error.strip().splitlines()) == 1

@@ -67,7 +67,8 @@ def test_an_interrupted_run_with_other_settings_is_refused(tmp_path, capsys):
 
 
 def launch(ranks: int, path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, '-m', 'composer.cli.launcher', '-n', str(ranks), str(ROOT / 'train.py'), str(path)]
+    entry = [str(ROOT / 'train.py')] if ranks == 1 else ['-m', 'composer_cmi']  # either way of naming the same
+    command = [sys.executable, '-m', 'composer.cli.launcher', '-n', str(ranks), *entry, str(path)]
     return subprocess.run([*command, *overrides], capture_output=True, text=True, timeout=240, cwd=ROOT)
 
 

@@ -151,7 +151,7 @@ def scored_by_a_trainer(folder, rows):
     tokenizer = BertTokenizerFast(str(folder / f'vocab{dist.get_global_rank()}.txt'))
     torch.manual_seed(0)
     sizes = {'hidden_size': 16, 'num_hidden_layers': 1, 'num_attention_heads': 2, 'intermediate_size': 16}
-    bert = BertForSequenceClassification(BertConfig(31, **sizes, num_labels=3, initializer_range=1.0)).eval()
+    bert = BertForSequenceClassification(BertConfig(vocab_size=31, **sizes, num_labels=3, initializer_range=1.0)).eval()
     rng = np.random.default_rng(8)
     texts = [' '.join(rng.choice(list(string.ascii_lowercase), size=rng.integers(1, 9))) for _ in range(rows)]
     labels = rng.integers(0, 3, size=rows)

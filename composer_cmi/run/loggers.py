@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from composer.loggers import (
     WandBLogger,
 )
 
-from composer_cmi.errors import ConfigError
+from composer_cmi.errors import ConfigError, needs
 from composer_cmi.registry import nearest
 
 __all__ = ['build_logger', 'get_logger', 'known_loggers']
@@ -59,6 +60,9 @@ def build_logger(name: str, kwargs: dict[str, Any], folder: Path) -> LoggerDesti
         'file': {'filename': str(folder / 'log-rank{rank}.txt')},
         'tensorboard': {'log_dir': str(folder)},
     }
+    if name == 'tensorboard':  # one of our extras; for the other loggers Composer's own sentence names Composer's
+        with needs('tensorboard', 'The logger tensorboard'):
+            importlib.import_module('torch.utils.tensorboard')
     try:
         return get_logger(name)(**{**defaults.get(name, {}), **kwargs})
     except Exception as error:

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import composer
 import torch
 from composer.core import Algorithm, Precision, Time, TimeUnit
 from composer.devices import Device, DeviceGPU
 from composer.optim import ComposerScheduler, LinearScheduler, LinearWithWarmupScheduler
+from composer.trainer import _patch_pytorch
 from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
 
@@ -138,10 +140,16 @@ def build_parallelism(config: RunConfig) -> dict[str, Any] | None:
     """The ``fsdp`` section as Composer's FSDP2 configuration; None leaves several ranks to DDP.
 
     Raises:
-        ConfigError: for a key that FSDP2 does not have.
+        ConfigError: for a key that FSDP2 does not have, or a microbatch size that Composer cannot search for.
     """
     if config.fsdp is None:
         return None
+    # Composer 0.32.1 defines what the search calls for torch < 2.7.1 only: a NameError in the midst of the first step.
+    if config.train.microbatch_size == 'auto' and not hasattr(_patch_pytorch, 'unshard_with_sync'):
+        raise ConfigError(
+            f"train.microbatch_size: 'auto' together with fsdp fails in Composer {composer.__version__} beside torch "
+            f'{torch.__version__}: give the number of rows, or use torch < 2.7.1.'
+        )
     known = sorted(FSDP2Config.settable_attrs() - {'device_mesh', 'state_dict_type'})
     for key in config.fsdp:
         if key not in known:
