@@ -98,7 +98,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix='package_check_') as name:
         folder = Path(name)
-        run(sys.executable, '-m', 'build', '--outdir', folder / 'dist', ROOT, cwd=folder)
+        run(sys.executable, '-m', 'uv', 'build', '--quiet', '--out-dir', folder / 'dist', ROOT, cwd=folder)
         (wheel,), (sdist,) = ((folder / 'dist').glob(pattern) for pattern in ('*.whl', '*.tar.gz'))
         check_core(folder, wheel)
         bin_ = check_runs(folder, wheel, arguments.modern)

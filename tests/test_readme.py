@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -47,6 +48,20 @@ def test_every_file_it_names_exists():
     named = set(re.findall(r'\b((?:yamls|studies|benchmarks|tests|docs|composer_cmi)/[\w/.]*\w\.\w+)', README))
     assert named
     assert not [path for path in named if not (ROOT / path).exists()]
+
+
+def test_its_links_work_on_the_package_index_too():
+    targets = re.findall(r'\]\(([^)]+)\)', README)
+    assert targets
+    assert all(target.startswith(('https://', '#')) for target in targets), 'the index has no other file of ours'
+
+
+def test_the_extras_it_names_are_those_that_there_are():
+    metadata = importlib.metadata.metadata('composer-cmi')
+    named = {extra for group in re.findall(r'composer-cmi\[([\w,]+)\]', README) for extra in group.split(',')}
+    rows = re.findall(r'^\| `plots`.*?\|', README, re.MULTILINE)
+    named |= {extra for row in rows for extra in re.findall(r'`(\w+)`', row)}
+    assert named == set(metadata.get_all('Provides-Extra') or []) - {'dev'}
 
 
 def test_the_plugin_imports_nothing_that_composer_does_not():
