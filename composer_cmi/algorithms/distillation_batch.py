@@ -9,6 +9,8 @@ import torch
 from composer.core import Algorithm, State
 from torch import Tensor, nn
 
+from composer_cmi.batch import raw_labels
+
 __all__ = [
     'check_partners',
     'example_ids',
@@ -94,11 +96,7 @@ def labelled_share(state: State, label_key: str | int | None) -> Tensor:
     Raises:
         ValueError: The batch has no labels.
     """
-    key = label_key if label_key is not None else 'labels' if isinstance(state.batch, Mapping) else 1
-    try:
-        labels = state.batch_get_item(key)
-    except (KeyError, IndexError) as error:
-        raise ValueError(f'The batch has no labels at {key!r}: rows without a label carry {IGNORED} there.') from error
+    labels = raw_labels(state.batch, label_key)
     if labels.ndim == 1 and not labels.is_floating_point():
         return (labels != IGNORED).float().mean()
     return torch.ones((), device=labels.device)  # dense labels: every row has one
