@@ -144,9 +144,9 @@ class FeatureReader:
                 _check_position(call.output[rows, last], logits)
                 self._checked = True
             features = features[rows, last]
-        if features.ndim != 2 or features.shape[1] != self.dim:
+        if features.shape != (len(logits), self.dim):
             raise ValueError(
-                f'The features at {where!r} have shape {shape}, which does not give [N, {self.dim}]; '
+                f'The features at {where!r} have shape {shape}, which does not give [N, {self.dim}], N={len(logits)}; '
                 'choose a feature_module with one vector per example.'
             )
         return features

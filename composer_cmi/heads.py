@@ -49,6 +49,7 @@ def _calls_behind(logits: Tensor, calls: list[Call]) -> list[Call] | None:
         return found
     if found := [call for call in calls if torch._C._is_alias_of(call.output, logits)]:  # pyright: ignore
         return found
+    rows: list[Tensor] = []
     ends = {(call.output.grad_fn, call.output.output_nr): call for call in calls}
     edges, seen = [(logits.grad_fn, logits.output_nr)], set()
     while edges:
@@ -61,12 +62,18 @@ def _calls_behind(logits: Tensor, calls: list[Call]) -> list[Call] | None:
         if edge in ends:
             found.append(ends[edge])
             continue
+        if node.name() == 'IndexBackward0' and [i is None for i in node._saved_indices] in ([False], [False, True]):
+            rows.insert(0, node._saved_indices[0])  # sorted by length and back, for example
+        if node.name() == 'IndexSelectBackward0' and node._saved_dim == 0:
+            rows.insert(0, node._saved_index)
         passes_on = node.name() == '_DDPSinkBackward'  # the model's outputs, each by itself
         inputs = node.next_functions[number : number + 1] if passes_on else node.next_functions
         inputs = [i for i in inputs if i[0] is not None and 'AccumulateGrad' not in i[0].name()]
         if not inputs:
             return []  # something reaches the logits past all heads
         edges += inputs
+    for index in rows:
+        found = [call._replace(given=call.given[index]) for call in found] if len(found) == 1 else []
     return found
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 import toys
@@ -86,6 +86,9 @@ def test_promise_21_labels_that_are_not_there_or_no_classes_name_the_argument(ca
         class_labels(batch, key)
 
 
+ALGORITHMS = [CMIRegularization, lambda: KnowledgeDistillation(toys.tiny_bert(seed=2), assume_same_labels=True)]
+
+
 class Renamed(toys.Sentences):
     """`label`, as many datasets call it, where Hugging Face's models want `labels`."""
 
@@ -93,12 +96,23 @@ class Renamed(toys.Sentences):
         return {'label' if key == 'labels' else key: value for key, value in super().__getitem__(i).items()}
 
 
-@pytest.mark.parametrize(
-    'make', [CMIRegularization, lambda: KnowledgeDistillation(toys.tiny_bert(seed=2), assume_same_labels=True)]
-)
+@pytest.mark.parametrize('make', ALGORITHMS)
 def test_promise_21_a_trainer_whose_batches_say_label(make: Any):
     trainer = toys.trainer(toys.tiny_bert(), Renamed(32), [make()], max_duration='1ba')
     with pytest.raises(ValueError, match=r"no labels at 'labels' but .*'label'.*label_key"):
+        trainer.fit()
+    trainer.close()
+
+
+class Listed(toys.Sentences):
+    collate = staticmethod(lambda rows: {**default_collate(rows), 'labels': [int(row['labels']) for row in rows]})
+
+
+@pytest.mark.parametrize('make', ALGORITHMS)
+def test_promise_21_a_trainer_whose_labels_are_a_list(make: Any):
+    data = DataLoader(Listed(32), batch_size=16, collate_fn=Listed.collate)
+    trainer = toys.trainer(toys.tiny_bert(), Listed(32), [make()], train_dataloader=data, max_duration='1ba')
+    with pytest.raises(ValueError, match=r"batch\['labels'\], got a list: .*label_key='labels'"):
         trainer.fit()
     trainer.close()
 

@@ -44,6 +44,7 @@ CHOICES = {
     'cast': lambda main, other: main.double().float(),
     'view': lambda main, other: main.view(-1)[: main.numel()].view_as(main),
     'index': lambda main, other: main[torch.arange(len(main))],
+    'classes in another order': lambda main, other: main[:, [2, 0, 1]],
     'scaled': lambda main, other: 30 * torch.tanh(main / 30),
     'scaled by a weight': lambda main, other: main * nn.Parameter(torch.tensor(2.0)) + nn.Parameter(torch.zeros(3)),
     'in place': lambda main, other: main.mul_(2),
@@ -63,6 +64,32 @@ def test_two_heads_of_one_width_give_the_main_ones_features(choice: str, order: 
     features = reader.read(None, model(x))
     torch.testing.assert_close(features, model.features('main', x + order.index('main')))
     assert features.grad_fn is not None
+
+
+@pytest.mark.parametrize('way', ['index', 'index_select', 'rows and classes'])
+def test_rows_that_the_model_sorts_and_sorts_back(way: str):
+    order = torch.tensor([3, 1, 4, 0, 2])
+
+    class Sorting(Heads):
+        def forward(self, x: Tensor) -> Tensor:
+            outputs = super().forward(x[order].double().float())
+            back = order.argsort()
+            if way == 'rows and classes':
+                return outputs[back][:, [1, 0, 2]].float()
+            return outputs[back] if way == 'index' else outputs.index_select(0, back)
+
+    model, x = Sorting(lambda main: main, 'main'), torch.randn(5, 6)
+    reader = FeatureReader(model)
+    reader.attach(model)
+    torch.testing.assert_close(reader.read(None, model(x)), model.features('main', x))
+
+
+def test_logits_of_half_of_the_heads_rows_are_refused():
+    model, x = Heads(lambda main: main[:5], 'main'), torch.randn(10, 6)
+    reader = FeatureReader(model)
+    reader.attach(model)
+    with pytest.raises(ValueError, match=r'shape \[10, 16\], which does not give \[N, 16\], N=5'):
+        reader.read(None, model(x))
 
 
 @pytest.mark.parametrize('which', [0, 1])
@@ -150,21 +177,32 @@ def test_somebodys_own_head_of_cosines():
     torch.testing.assert_close(reader.read(None, model(x)), model.features('main', x))
 
 
-@pytest.mark.parametrize(
-    ('name', 'wrapper'),
-    [
-        ('roberta', 'none'),
-        ('llama', 'none'),
-        ('bert', 'ddp'),
-        ('llama', 'ddp'),
-        ('llama', 'eager'),
-        ('bert', 'aot_eager'),
-        ('llama', 'aot_eager'),
-    ],
-)
-def test_transformers_with_an_auxiliary_head_of_one_width(name: str, wrapper: str, process_group: None):
-    """The auxiliary head runs second, over the first token, and joins the loss."""
+@pytest.mark.parametrize('backend', ['eager', 'aot_eager'])
+def test_two_heads_under_torch_compile(backend: str):
     torch.compiler.reset()
+    model, x = Heads(lambda main, other: main[:, :], 'main', 'auxiliary'), torch.randn(5, 6)
+    reader = FeatureReader(model)
+    compiled = torch.compile(model, backend=backend)
+    reader.attach(compiled)
+    torch.testing.assert_close(reader.read(None, compiled(x)), model.features('main', x))
+    reader.clear()
+    model.choose = lambda main, other: main[torch.arange(5)] * 2  # a copy
+    if backend == 'eager':
+        torch.testing.assert_close(reader.read(None, compiled(x)), model.features('main', x))
+    else:  # compiled code is one node of the graph, which does not show what is made of what
+        with pytest.raises(ValueError, match='come from several calls'):
+            reader.read(None, compiled(x))
+        reader.detach()
+        reader = FeatureReader(model, module='heads.main')
+        reader.attach(compiled)
+        torch.testing.assert_close(reader.read(None, compiled(x)), model.features('main', x))
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize('ddp', [False, True])
+@pytest.mark.parametrize('name', ['bert', 'roberta', 'llama'])
+def test_transformers_with_an_auxiliary_head_of_one_width(name: str, ddp: bool, process_group: None):
+    """The auxiliary head runs second, over the first token, and joins the loss."""
     bare, batch = make_model(name), make_batch()
 
     class WithAuxiliary(type(bare)):
@@ -178,17 +216,9 @@ def test_transformers_with_an_auxiliary_head_of_one_width(name: str, wrapper: st
     bare.auxiliary = nn.Linear(WIDTH, CLASSES)
     head = bare.classifier.out_proj if name == 'roberta' else bare.score if name == 'llama' else bare.classifier
     reader = FeatureReader(bare)
-    model: Any = bare
-    if wrapper == 'ddp':
-        model = DistributedDataParallel(bare, find_unused_parameters=True)
-    elif wrapper != 'none':
-        model = torch.compile(bare, backend=wrapper)
+    model: Any = DistributedDataParallel(bare, find_unused_parameters=True) if ddp else bare
     reader.attach(model)
     outputs = model(**batch)
-    if (name, wrapper) == ('llama', 'aot_eager'):  # compiled code does not show which of two the logits are an index of
-        with pytest.raises(ValueError, match='come from several calls'):
-            reader.read(batch, outputs['logits'])
-        return
     features = reader.read(batch, outputs['logits'])
     torch.testing.assert_close(head(features), outputs['logits'])
 
