@@ -1,14 +1,14 @@
-"""Where Composer's state keeps what the algorithms need: labels, logits, the time."""
+"""Where Composer's state keeps what the algorithms need: labels and logits."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from composer.core import State, Time, TimeUnit
+from composer.core import State
 from torch import Tensor
 
-__all__ = ['class_logits', 'hard_labels', 'progress']
+__all__ = ['class_logits', 'hard_labels']
 
 
 def class_logits(outputs: Any) -> Tensor:
@@ -38,15 +38,3 @@ def hard_labels(state: State, key: str | int | None = None) -> Tensor:
         f'Conditional mutual information needs one integer class per example in batch[{key!r}], got {got}; '
         'it is not defined for regression.'
     )
-
-
-def progress(state: State, start: Time, ramp: Time) -> float:
-    """How far the term is switched on: 0 before `start`, rising over `ramp`, then 1."""
-    if start.unit == TimeUnit.DURATION:
-        elapsed = state.get_elapsed_duration()
-        now = 0.0 if elapsed is None else elapsed.value
-    else:
-        now = state.timestamp.get(start.unit).value
-    if now < start.value:
-        return 0.0
-    return min(1.0, (now - start.value) / ramp.value) if ramp.value else 1.0
