@@ -116,7 +116,7 @@ def test_state_is_plain_and_loads_with_weights_only(whole, case):
     checkpoint = torch.load(whole[case][1] / f'ba{LAST}-rank0.pt', weights_only=False)
     for name, state in checkpoint['state']['algorithms']:
         assert plain(state), name
-        assert state['schema_version'] == 2
+        assert state['schema_version'] == 1
         file = io.BytesIO()
         torch.save({name: state}, file)
         file.seek(0)
@@ -194,7 +194,9 @@ def test_logit_centroids_of_another_number_of_classes_are_refused(whole):
 
     path = str(whole['maximization'][1] / 'ba5-rank0.pt')
     with pytest.raises(ValueError, match='for 3 classes of width 3, but this run has 4 classes'):
-        runs.finish(runs.trainer([CMIMaximization(start='1ba')], model=wider(classes=4), load_path=path, load_ignore_keys=drop))
+        runs.finish(
+            runs.trainer([CMIMaximization(start='1ba')], model=wider(classes=4), load_path=path, load_ignore_keys=drop)
+        )
 
 
 @pytest.mark.parametrize(

@@ -303,7 +303,7 @@ class KnowledgeDistillation(PluginAlgorithm):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values: what makes the objective; nothing of the teacher but its fingerprint."""
-        return {**super().state_dict(), 'fingerprint': self.fingerprint or '', 'order': self._order}
+        return {**super().state_dict(), 'fingerprint': self.fingerprint or ''}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Check that a resumed run goes on with the objective that it began with.
@@ -319,11 +319,10 @@ class KnowledgeDistillation(PluginAlgorithm):
         saved, ours = self._saved.get('fingerprint'), self.fingerprint
         if not saved or ours is None:
             return
-        if saved != ours or self._saved.get('order', self._order) != self._order:
-            what = f'weights {saved[:12]}, now {ours[:12]}' if saved != ours else 'its classes in another order'
+        if saved != ours:
             raise ValueError(
-                f'The checkpoint was distilled from another teacher ({what}): use the same to resume, or begin anew '
-                'with load_weights_only=True.'
+                f'The checkpoint was distilled from another teacher (weights {saved[:12]}, now {ours[:12]}): use the '
+                'same to resume, or begin anew with load_weights_only=True.'
             )
 
 

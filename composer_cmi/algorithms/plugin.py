@@ -14,7 +14,7 @@ from torch.distributed import all_gather_object
 
 __all__ = ['PluginAlgorithm', 'require_same_on_all_ranks']
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 1
 
 
 class PluginAlgorithm(Algorithm):
@@ -53,7 +53,7 @@ class PluginAlgorithm(Algorithm):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and CPU tensors; equal on all ranks."""
-        return {'repr': repr(self), 'schema_version': SCHEMA_VERSION, 'objective': self.objective}
+        return {'repr': repr(self), 'schema_version': SCHEMA_VERSION, **self.objective}
 
     def check_objective(self, state: Mapping[str, Any]) -> None:
         """Refuse the state of a newer version or of another objective.
@@ -67,19 +67,18 @@ class PluginAlgorithm(Algorithm):
                 f"The checkpoint's {name} has schema version {version}, this composer-cmi reads up to "
                 f'{SCHEMA_VERSION}: upgrade composer-cmi.'
             )
-        # Version 1 saved a few of the arguments, beside the rest.
-        saved, now = state.get('objective', state), self.objective
+        now = self.objective
         differing = [
-            f'{key}={saved[key]!r}, this run asks for {value!r}'
+            f'{key}={state[key]!r}, this run asks for {value!r}'
             for key, value in now.items()
-            if key in saved and saved[key] != value
+            if key in state and state[key] != value
         ]
         if differing:
             raise ValueError(
                 f"The checkpoint's {name} has {'; '.join(differing)}: use the same to resume, or begin anew with "
                 'load_weights_only=True.'
             )
-        if unknown := [key for key in now if key not in saved]:
+        if unknown := [key for key in now if key not in state]:
             warnings.warn(
                 f"The checkpoint's {name} was saved by an older composer-cmi, which did not note {', '.join(unknown)}: "
                 'see to it that they are the same as then.'

@@ -96,14 +96,12 @@ class Schedule:
 def _time(name: str, value: str | Time) -> Time:
     try:
         time = value if isinstance(value, Time) else Time.from_timestring(value)
-        good = 0 <= time.value < math.inf
+        good = 0 <= time.value < math.inf and time.unit != TimeUnit.SECOND
     except (ValueError, TypeError, AttributeError, OverflowError):
         good = False
     if not good:
-        raise ValueError(f"{name} must be a time of at least 0 such as '0.3dur', '1ep' or '100ba', got {value!r}.")
-    if time.unit == TimeUnit.SECOND:
         raise ValueError(
-            f"{name}={value!r} is wall-clock time, with which no run can be repeated: count in 'dur', 'ep', 'ba', 'sp' "
-            "or 'tok'."
+            f"{name} must be a time of at least 0 such as '0.3dur', '1ep' or '100ba' (no wall-clock time, with which "
+            f'no run can be repeated), got {value!r}.'
         )
     return time
