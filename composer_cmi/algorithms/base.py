@@ -12,13 +12,13 @@ from composer.loggers import Logger
 from torch import Tensor
 
 from composer_cmi import functional as cmi_f
-from composer_cmi.algorithms.batch import class_logits, hard_labels
 from composer_cmi.algorithms.fixed import outputs_of_all_rows, require_rows
 from composer_cmi.algorithms.guard import Guard
 from composer_cmi.algorithms.loss import add_to_loss
 from composer_cmi.algorithms.plugin import PluginAlgorithm, require_same_on_all_ranks
 from composer_cmi.algorithms.schedule import Schedule
 from composer_cmi.algorithms.term import Term
+from composer_cmi.batch import class_labels, class_logits
 from composer_cmi.centroids import CentroidMode, ClassCentroids
 from composer_cmi.features import FeatureReader
 from composer_cmi.teachers.compatibility import num_labels_of
@@ -184,7 +184,7 @@ class CMIAlgorithm(PluginAlgorithm):
         # Here and not later: LabelSmoothing makes them dense before the loss.
         if self._reader is not None:
             self._reader.clear()
-        self._labels = hard_labels(state, self.label_key)
+        self._labels = class_labels(state.batch, self.label_key)
 
     def _add_term(self, state: State, logger: Logger) -> None:
         if self._labels is None:
@@ -201,7 +201,7 @@ class CMIAlgorithm(PluginAlgorithm):
         """Of a microbatch: `log f` (`[N, D]`), which predictions are right and which rows finite (`[N]`)."""
         logits = x = class_logits(outputs)
         if self._reader is not None:
-            x = self._reader.read(state.batch)
+            x = self._reader.read(state.batch, logits)
             self._reader.clear()
         if (
             not self.class_centroids.ready or x.shape[-1] != self.class_centroids.shape[1]
@@ -252,7 +252,7 @@ class CMIAlgorithm(PluginAlgorithm):
             self._reader.attach(state.model, always=True)
         self.class_centroids.begin()
         for outputs, counts in outputs_of_all_rows(state):
-            labels = torch.where(counts, hard_labels(state, self.label_key), -100)
+            labels = torch.where(counts, class_labels(state.batch, self.label_key), -100)
             log_f, correct, finite = self._read(state, outputs, labels)
             self.class_centroids.add(log_f, labels, correct, finite)
         self.class_centroids.fix()

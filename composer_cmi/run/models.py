@@ -19,6 +19,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from composer_cmi import registry
+from composer_cmi.batch import class_labels, class_logits
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.config.schema import ModelConfig
 
@@ -252,7 +253,8 @@ class _ClassifierModel(HuggingFaceModel):
         outputs = super().forward(batch)
         if self.label_smoothing and self.training and 'labels' in batch:
             # In the outputs and not in `loss`: what mixes losses, as distillation does, reads the model's own there.
-            outputs['loss'] = cross_entropy(outputs['logits'], batch['labels'], label_smoothing=self.label_smoothing)
+            logits, labels = class_logits(outputs), class_labels(batch)
+            outputs['loss'] = cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return outputs
 
 

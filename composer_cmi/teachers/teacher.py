@@ -20,6 +20,7 @@ import torch
 from composer.models import ComposerClassifier, ComposerModel, HuggingFaceModel
 from torch import Tensor, nn
 
+from composer_cmi.batch import class_logits
 from composer_cmi.teachers.compatibility import check_same_vocabulary, label_names_of, label_order, num_labels_of
 from composer_cmi.teachers.loading import load_classifier
 
@@ -27,21 +28,8 @@ __all__ = [
     'Member',
     'Teacher',
     'load_teacher',
-    'outputs_to_logits',
     'weights_fingerprint',
 ]
-
-
-def outputs_to_logits(outputs: Any) -> Tensor:
-    """The class logits `[N, C]` of a model's outputs: a tensor, a mapping with `'logits'`, or a tuple.
-
-    Of a Hugging Face tuple the loss, where there is one, comes first and has no dimension.
-    """
-    if isinstance(outputs, Mapping):
-        return outputs['logits']
-    if isinstance(outputs, (tuple, list)):
-        return outputs[1] if outputs[0].ndim == 0 else outputs[0]
-    return outputs
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -163,7 +151,7 @@ class Teacher:
         for i, member in enumerate(self.members):
             # At every call, not once: a caller that holds the module may have put it back into train mode.
             member.module.eval()
-            logits = outputs_to_logits(_forward(member, batch)).float()
+            logits = class_logits(_forward(member, batch)).float()
             if (order := self._orders[i]) is not None:
                 # Copied to the device once: a list as an index would be copied, and waited for, in every step.
                 self._orders[i] = order = order.to(logits.device)
