@@ -7,17 +7,17 @@ nothing depends on how a batch was cut.
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from composer.utils import dist
+import torch.distributed as dist
 from torch import Tensor
 
 from composer_cmi import functional as cmi_f
 
-__all__ = ['CentroidMode', 'ClassCentroids']
+__all__ = ['CentroidMode', 'ClassCentroids', 'Clusters']
 
-CentroidMode = Literal['ema', 'epoch', 'fixed']
+CentroidMode = Literal['ema', 'fixed']
 
 # Columns behind the D sums of f_x.
 _NEGENTROPY, _CORRECT, _SKIPPED, _COUNT = -4, -3, -2, -1
@@ -26,21 +26,47 @@ _SCHEMA_VERSION = 1
 _TINY = torch.finfo(torch.float32).tiny
 
 
-class ClassCentroids:
-    """Class centroids `g_y` and the running statistics around them.
+class Clusters(NamedTuple):
+    """What follows from one table.
 
-    A batch goes `begin` -> `add` for each microbatch -> `finish` -> `commit`. Several passes over one batch (SAM's
-    second closure, the replay after an out-of-memory error) each `begin` anew; the first that finishes is committed.
+    Attributes:
+        known: `[C]` bool, whether the class has been seen.
+        log_centroids: `[C, D]` float64, log of the class means of `f_x`.
+        log_marginal: `[D]` float64, log of the mean over all classes.
+        support: 0-d, examples behind a centroid, averaged over the classes seen.
+        cmi: 0-d, I(X;Z|Y), nats.
+        mutual_information: 0-d, I(X;Z), nats.
+        relative_cmi: 0-d, their ratio.
+    """
+
+    known: Tensor
+    log_centroids: Tensor
+    log_marginal: Tensor
+    support: Tensor
+    cmi: Tensor
+    mutual_information: Tensor
+    relative_cmi: Tensor
+
+
+class ClassCentroids:
+    """Two tables of class clusters: `reference` is what the term is measured against, `running` what the model does.
+
+    In mode `'ema'` they are one. A batch goes `begin` -> `add` for each microbatch -> `finish` -> `commit`. Several
+    passes over one batch (SAM's second closure, the replay after an out-of-memory error) each `begin` anew; the first
+    that finishes is committed.
 
     Args:
         mode: `'ema'`: exponential average over the batches in which a class occurs, weighted by its count there, so
-            that it is unbiased from the first batch. `'epoch'`: the mean over the last whole epoch (over the current
-            one until the first is complete). `'fixed'`: what one pass over the training set gave (`fix`), for good.
+            that it is unbiased from the first batch. `'fixed'`: what one pass over the training set gave (`fix`), for
+            good.
         decay: of the exponential average, in [0, 1).
 
     Raises:
         ValueError: for another mode or a decay outside [0, 1).
     """
+
+    running: Clusters
+    reference: Clusters
 
     def __init__(self, mode: CentroidMode = 'ema', decay: float = 0.9):
         if mode not in get_args(CentroidMode):
@@ -50,7 +76,7 @@ class ClassCentroids:
         self.mode: CentroidMode = mode
         self.decay = decay
         self.shape = (0, 0)  # (classes, dim), known from `allocate` or a checkpoint
-        # State: the running average, the reference of 'epoch' and 'fixed', the epoch under way, totals since the start.
+        # State: the running average, in mode 'fixed' the reference, and [C, 2] rows skipped and seen since the start.
         self.tables: dict[str, Tensor] = {}
         self.fixed = False
         self._pending = self._finished = None
@@ -65,17 +91,12 @@ class ClassCentroids:
         """
         if not self.ready:
             self.shape = (num_classes, dim)
-            self.tables = {
-                name: torch.zeros(num_classes, dim + _EXTRA_COLUMNS, dtype=torch.float64) for name in self._names
-            }
-            self.tables['totals'] = torch.zeros(num_classes, 2, dtype=torch.float64)
+            names = ('running', 'reference') if self.mode == 'fixed' else ('running',)
+            wide = {name: torch.zeros(num_classes, dim + _EXTRA_COLUMNS, dtype=torch.float64) for name in names}
+            self.tables = {**wide, 'totals': torch.zeros(num_classes, 2, dtype=torch.float64)}
         _check_shapes(self.shape, (num_classes, dim))
         self.tables = {name: table.to(device) for name, table in self.tables.items()}
         self._refresh()
-
-    @property
-    def _names(self) -> tuple[str, ...]:
-        return ('running',) + {'ema': (), 'epoch': ('reference', 'epoch'), 'fixed': ('reference',)}[self.mode]
 
     @property
     def ready(self) -> bool:
@@ -92,7 +113,7 @@ class ClassCentroids:
         """A pass over the batch starts: its sums are zero, whatever an aborted pass left."""
         self._pending = None
 
-    def add(self, log_f: Tensor, labels: Tensor, correct: Tensor, finite: Tensor) -> None:
+    def add(self, log_f: Tensor, labels: Tensor, correct: Tensor, finite: Tensor, term: Tensor | None = None) -> None:
         """Add one microbatch to the pass under way.
 
         Args:
@@ -100,13 +121,16 @@ class ClassCentroids:
             labels: `[N]` int64; outside `0..C-1` is ignored.
             correct: `[N]` bool, whether the model's prediction is right.
             finite: `[N]` bool; a row that is not is counted as skipped and nothing else.
+            term: 0-d, what was added to the microbatch's loss, a mean over its `N` rows.
         """
         f = log_f.exp()
         columns = torch.cat([f, torch.stack([(f * log_f).sum(-1), correct.to(f.dtype), finite.to(f.dtype)], 1)], 1)
         keep = finite[:, None].to(f.dtype)
         columns = torch.cat([columns[:, :-1] * keep, 1 - keep, keep], 1)
-        table = cmi_f.sum_by_class(columns, labels, self.shape[0])
-        self._pending = table if self._pending is None else self._pending + table
+        table = cmi_f.sum_by_class(columns, labels, self.shape[0]).flatten()
+        term = table.new_zeros(1) if term is None else term.detach().double().reshape(1) * len(labels)
+        sums = torch.cat([table, term, table.new_ones(1) * len(labels)])
+        self._pending = sums if self._pending is None else self._pending + sums
 
     def finish(self) -> None:
         """A pass is complete; the first complete one of a batch is what `commit` takes."""
@@ -114,42 +138,33 @@ class ClassCentroids:
             self._finished = self._pending
         self._pending = None
 
-    def commit(self) -> Tensor:
+    def commit(self) -> tuple[Tensor, Tensor]:
         """Merge the batch over all ranks (one all-reduce) and take it into the centroids.
 
         Returns:
-            The batch's own table, `[C, D + 4]` float64, for `statistics`.
+            The batch's own table, `[C, D + 4]` float64, for `statistics`, and what was added to its loss, 0-d.
         """
-        batch = self._finished
-        if batch is None:  # this rank saw no row; it must take part in the all-reduce all the same
-            batch = torch.zeros_like(self.tables['running'])
-        dist.all_reduce(batch, reduce_operation='SUM')
-        self.clear()
-        seen = batch[:, _COUNT:] > 0
-        running = self.tables['running']
+        batch, term = self._over_ranks(self._finished)
+        running, seen = self.tables['running'], batch[:, _COUNT:] > 0
         self.tables['running'] = torch.where(seen, self.decay * running + batch, running)
-        self.tables['totals'] = self.tables['totals'] + batch[:, [_SKIPPED, _COUNT]]
-        if self.mode == 'epoch':
-            self.tables['epoch'] = self.tables['epoch'] + batch
+        self.tables['totals'] = self.tables['totals'] + batch[:, _SKIPPED:]
         self._refresh()
-        return batch
-
-    def end_epoch(self) -> None:
-        """In mode `'epoch'`: what was gathered in the epoch becomes the reference."""
-        if self.mode == 'epoch' and self.ready:
-            epoch = self.tables['epoch']
-            self.tables['reference'] = torch.where(epoch[:, _COUNT:] > 0, epoch, self.tables['reference'])
-            self.tables['epoch'] = torch.zeros_like(epoch)
-            self._refresh()
+        return batch, term
 
     def fix(self) -> None:
         """In mode `'fixed'`: the pass under way (one over the training set) becomes the reference for good."""
-        table = self._pending if self._pending is not None else torch.zeros_like(self.tables['running'])
-        dist.all_reduce(table, reduce_operation='SUM')
-        self.tables['reference'] = table
+        self.tables['reference'], _ = self._over_ranks(self._pending)
         self.fixed = True
-        self.clear()
         self._refresh()
+
+    def _over_ranks(self, sums: Tensor | None) -> tuple[Tensor, Tensor]:
+        if sums is None:  # this rank saw no row; it must take part in the all-reduce all the same
+            table = self.tables['running']
+            sums = table.new_zeros(table.numel() + 2)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(sums)
+        self.clear()
+        return sums[:-2].view(self.shape[0], -1), sums[-2] / sums[-1].clamp(min=1)
 
     # --- what follows from the tables -------------------------------------------------------------------------------
 
@@ -163,49 +178,22 @@ class ClassCentroids:
         """Share of right predictions in the table, 0-d."""
         return table[:, _CORRECT].sum() / table[:, _COUNT].sum().clamp(min=1)
 
-    def _table_in_force(self) -> Tensor:
-        if self.mode == 'ema':
-            return self.tables['running']
-        reference = self.tables['reference']
-        # Until the first whole epoch, the part of it that has been seen.
-        fallback = self.tables['epoch'] if self.mode == 'epoch' else reference
-        return torch.where(reference[:, _COUNT:] > 0, reference, fallback)
-
-    def _class_balanced(self, table: Tensor) -> cmi_f.ClassStatistics:
-        """Statistics of `table`, each class weighted by its share of all examples seen, so that a rare one keeps it."""
-        stats = self.statistics(table)
-        prior = torch.where(stats.counts > 0, self.tables['totals'][:, 1], 0)
-        scale = prior / stats.counts.clamp(min=_TINY)
-        return cmi_f.ClassStatistics(prior, stats.sums * scale[:, None], stats.negentropies * scale)
-
     def _refresh(self) -> None:
-        in_force = self.statistics(self._table_in_force())
-        self.known = in_force.counts > 0
-        self.log_centroids = cmi_f.centroids(in_force).clamp(min=_TINY).log()
-        running = self._class_balanced(self.tables['running'])
-        self.cmi = cmi_f.conditional_mutual_information(running)
-        self.mutual_information = cmi_f.mutual_information(running)
-        self.relative_cmi = cmi_f.relative_cmi(running)
-        marginal = running.sums.sum(0) / running.counts.sum().clamp(min=1)
-        self.log_marginal = marginal.clamp(min=_TINY).log()
-        # Examples behind a centroid, averaged over the classes seen.
-        self.support = in_force.counts.sum() / self.known.sum().clamp(min=1)
+        # Each class weighs what its share of all examples seen is, so that a rare one keeps it in the average.
+        self.running = self.reference = _clusters(self.statistics(self.tables['running']), self.tables['totals'][:, 1])
+        if self.mode == 'fixed':
+            self.reference = _clusters(self.statistics(self.tables['reference']))
 
     def cover(self, labels: Tensor) -> Tensor:
-        """`[N]` bool: whether the class of each label has a centroid yet."""
+        """`[N]` bool: whether the class of each label has a centroid in the reference yet."""
         in_range = (labels >= 0) & (labels < self.shape[0])
-        return in_range & self.known[torch.where(in_range, labels, 0)]
+        return in_range & self.reference.known[torch.where(in_range, labels, 0)]
 
     @property
     def prior(self) -> Tensor:
         """`[C]` share of each class among all examples seen."""
         counts = self.tables['totals'][:, 1]
         return counts / counts.sum().clamp(min=1)
-
-    @property
-    def examples_per_class(self) -> Tensor:
-        """0-d: examples seen since the start, per class."""
-        return self.tables['totals'][:, 1].mean()
 
     @property
     def skipped(self) -> Tensor:
@@ -220,8 +208,8 @@ class ClassCentroids:
             'schema_version': _SCHEMA_VERSION,
             'mode': self.mode,
             'fixed': self.fixed,
-            'num_classes': self.shape[0] if self.shape else 0,
-            'dim': self.shape[1] if self.shape else 0,
+            'num_classes': self.shape[0],
+            'dim': self.shape[1],
             'tables': {name: table.detach().cpu().clone() for name, table in self.tables.items()},
         }
 
@@ -249,6 +237,26 @@ class ClassCentroids:
         self.shape, self.fixed = saved, state['fixed']
         self.tables = {name: table.clone() for name, table in state['tables'].items()}
         self._refresh()
+
+
+def _clusters(stats: cmi_f.ClassStatistics, weights: Tensor | None = None) -> Clusters:
+    known = stats.counts > 0
+    means = cmi_f.centroids(stats)
+    support = stats.counts.sum() / known.sum().clamp(min=1)
+    if weights is not None:
+        weights = torch.where(known, weights, 0)
+        scale = weights / stats.counts.clamp(min=_TINY)
+        stats = cmi_f.ClassStatistics(weights, stats.sums * scale[:, None], stats.negentropies * scale)
+    marginal = stats.sums.sum(0) / stats.counts.sum().clamp(min=1)
+    return Clusters(
+        known,
+        means.clamp(min=_TINY).log(),
+        marginal.clamp(min=_TINY).log(),
+        support,
+        cmi_f.conditional_mutual_information(stats),
+        cmi_f.mutual_information(stats),
+        cmi_f.relative_cmi(stats),
+    )
 
 
 def _check_shapes(saved: tuple[int, int], wanted: tuple[int, int]) -> None:

@@ -19,8 +19,8 @@ class UpdatedInAfterLoss(CMIRegularization):
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         super().apply(event, state, logger)
         if event == Event.AFTER_LOSS:
-            self.centroids.finish()
-            self.centroids.commit()
+            self.class_centroids.finish()
+            self.class_centroids.commit()
 
 
 def distillation(alpha: float = 0.7) -> KnowledgeDistillation:
@@ -35,7 +35,6 @@ CASES = {
     'ramp': lambda: [CMIRegularization(1.0, start='1ba', ramp='4ba')],
     'relative': lambda: [CMIRegularization(0.5, form='relative', start='1ba')],
     'logits': lambda: [CMIRegularization(0.3, space='logits', form='plain', start='0ba')],
-    'epoch': lambda: [CMIRegularization(3.0, form='plain', start='0ba', centroids='epoch')],
     'fixed': lambda: [CMIRegularization(3.0, form='plain', start='2ba', centroids='fixed')],
     'max': lambda: [CMIMaximization(start='1ba')],
     'max features': lambda: [CMIMaximization(3.0, space='features', start='1ba')],
@@ -64,7 +63,7 @@ def train(case: str, microbatch_size: int, dtype: torch.dtype = torch.float32) -
     result = {'weights': toys.weights(model)}
     for algorithm in algorithms:
         if isinstance(algorithm, CMIRegularization | CMIMaximization):
-            result['centroids'] = algorithm.centroids.log_centroids
+            result['centroids'] = algorithm.class_centroids.reference.log_centroids
     return result
 
 

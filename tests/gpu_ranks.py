@@ -42,7 +42,7 @@ def check(case: str, name: str, options: dict[str, Any], folder: Path) -> str:
     whole = runs.trainer(algorithms, folder, toys.mlp(), **options)
     expected = runs.finish(whole)
     for algorithm in algorithms:
-        for table in getattr(getattr(algorithm, 'centroids', None), 'tables', {}).values():
+        for table in getattr(getattr(algorithm, 'class_centroids', None), 'tables', {}).values():
             first, *others = dist.all_gather(table.contiguous())
             if any(not torch.equal(first, other) for other in others):
                 return 'the ranks hold different centroids'

@@ -22,28 +22,28 @@ RESUME = 'tests/test_resume.py::test_any_batch_boundary'
 MUTANTS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
     'state not saved': (
         BASE,
-        "'centroids': self.centroids.state_dict()",
-        "'centroids': ClassCentroids(self.centroids.mode).state_dict()",
+        "'centroids': self.class_centroids.state_dict()",
+        "'centroids': ClassCentroids(self.centroids).state_dict()",
         (f'{RESUME}[regularization]',),
     ),
     'state not restored': (
         BASE,
-        "self.centroids.load_state_dict(state['centroids'])",
+        "self.class_centroids.load_state_dict(state['centroids'])",
         'pass',
         (f'{RESUME}[maximization]',),
     ),
     'centroids not all-reduced': (
         CENTROIDS,
-        "dist.all_reduce(batch, reduce_operation='SUM')",
+        'dist.all_reduce(sums)',
         'pass',
         ('tests/test_centroids.py::test_ranks_with_different_classes_share_one_table',),
     ),
     'update moved to AFTER_LOSS': (
         BASE,
-        '            state.loss = add_to_loss(state.loss, self._term(log_f, self._labels, keep))',
-        '            state.loss = add_to_loss(state.loss, self._term(log_f, self._labels, keep))\n'
-        '        self.centroids.finish()\n'
-        '        self.centroids.commit()',
+        '        self.class_centroids.add(log_f.detach(), labels, correct, finite, added)\n',
+        '        self.class_centroids.add(log_f.detach(), labels, correct, finite, added)\n'
+        '        self.class_centroids.finish()\n'
+        '        self.class_centroids.commit()\n',
         ('tests/test_partners.py::test_partner[CMIRegularization-gradient accumulation]',),
     ),
     'pending sums not reset on replay': (
@@ -67,8 +67,8 @@ MUTANTS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
     ),
     'sign flipped': (
         BASE,
-        'self._sign * self._weight_now)',
-        '-self._sign * self._weight_now)',
+        'self.sign * weight)',
+        '-self.sign * weight)',
         (
             'tests/test_cmi_training.py::test_the_sign_on_data[1-features]',
             'tests/test_cmi_training.py::test_the_sign_on_data[1-logits]',

@@ -28,7 +28,6 @@ def distillation(**kwargs: Any) -> KnowledgeDistillation:
 CASES: dict[str, Callable[[], list[Algorithm]]] = {
     'regularization': lambda: [CMIRegularization(1.0)],
     'regularization, logits': lambda: [CMIRegularization(0.3, space='logits', start='1ba', ramp='6ba')],
-    'regularization, epoch': lambda: [CMIRegularization(3.0, form='plain', start='0ba', centroids='epoch')],
     'regularization, fixed': lambda: [CMIRegularization(3.0, form='plain', start='5ba', centroids='fixed')],
     'regularization, relative': lambda: [CMIRegularization(0.5, form='relative', start='1ba')],
     'maximization': lambda: [CMIMaximization(start='1ba')],

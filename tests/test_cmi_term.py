@@ -47,7 +47,7 @@ def test_scaled_gradient_is_the_plain_one_over_the_initial_cmi():
         trainer, plain = drive(algorithm, x, labels, batches=2)
         (trainer.state.loss - plain).backward()
         gradients[form] = trainer.state.model.module[0].weight.grad
-    torch.testing.assert_close(gradients['scaled'] * algorithm.initial_cmi.float(), gradients['plain'])
+    torch.testing.assert_close(gradients['scaled'] * algorithm.term.initial_cmi.float(), gradients['plain'])
 
 
 def ascend(mode: str, steps: int) -> list[tuple[float, float, float]]:
@@ -60,7 +60,7 @@ def ascend(mode: str, steps: int) -> list[tuple[float, float, float]]:
     labels, every = torch.arange(60) % 3, torch.ones(60, dtype=torch.bool)
     noise = torch.randn(60, 8, generator=generator) * 0.3
     offset, log_size = torch.zeros(3, 8, requires_grad=True), torch.zeros((), requires_grad=True)
-    table = ClassCentroids(mode, CMIMaximization().centroids.decay)
+    table = ClassCentroids(mode, CMIMaximization().decay)
     table.allocate(3, 8, torch.device('cpu'))
     table.begin()
     table.add(F.log_distribution(torch.randn(3, 8, generator=generator)[labels]), labels, every, every)
@@ -71,7 +71,7 @@ def ascend(mode: str, steps: int) -> list[tuple[float, float, float]]:
         table.finish()
         table.commit()
         log_f = F.log_distribution(offset[labels] + log_size.exp() * noise)
-        objective = F.cmi_term(log_f, labels, table.log_centroids.float()).mean()
+        objective = F.cmi_term(log_f, labels, table.reference.log_centroids.float()).mean()
         one_hot = nn.functional.one_hot(labels, 3).float()
         log_g = (one_hot.T @ log_f.exp() / one_hot.sum(0)[:, None]).log()
         cmi = F.divergence(log_f, log_g[labels]).mean()
@@ -102,6 +102,6 @@ def test_the_cap_holds(cap, limit):
     free = fit([CMIMaximization(20.0, space='features', start='2ba')], max_duration='15ep')[1]
     algorithm = CMIMaximization(20.0, space='features', start='2ba', **{'max_growth': None, **cap})
     capped = fit([algorithm], max_duration='15ep')[1]
-    limit = limit or 1.5 * algorithm.initial_cmi.item()
+    limit = limit or 1.5 * algorithm.term.initial_cmi.item()
     assert free['cmi/cmi'][-1] > 3 * limit
     assert max(capped['cmi/cmi']) < 2 * limit  # a step under way carries it over a little

@@ -90,7 +90,7 @@ def test_fixed_centroids_come_from_one_pass_in_eval_mode():
     with torch.no_grad():
         expected = F.centroids(F.class_statistics(F.log_distribution(model.module[:-1](x)), labels, toys.CLASSES))
     fit([algorithm], model, data)
-    torch.testing.assert_close(algorithm.centroids.log_centroids.exp(), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(algorithm.class_centroids.reference.log_centroids.exp(), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_the_logged_loss_is_what_was_added():
@@ -140,8 +140,8 @@ def test_state_is_plain_and_repr_is_stable():
     loaded = torch.load(buffer, weights_only=True)
     other = CMIRegularization()
     other.load_state_dict(loaded)
-    assert torch.equal(other.centroids.log_centroids, algorithm.centroids.log_centroids)
-    assert other.initial_cmi == algorithm.initial_cmi > 0
+    assert torch.equal(other.class_centroids.reference.log_centroids, algorithm.class_centroids.reference.log_centroids)
+    assert other.term.initial_cmi == algorithm.term.initial_cmi > 0
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ def test_ignored_rows_and_rows_that_are_not_finite():
     x[5] = float('nan')
     algorithm = CMIRegularization(1.0, form='plain', start='0ba')
     trainer, _ = drive(algorithm, x, labels, batches=3)
-    assert algorithm.centroids.skipped == 2  # the same row in two committed batches
-    assert torch.isfinite(algorithm.centroids.log_centroids).all()
-    assert algorithm.centroids.tables['totals'][:, 1].sum() == 2 * 14
+    assert algorithm.class_centroids.skipped == 2  # the same row in two committed batches
+    assert torch.isfinite(algorithm.class_centroids.reference.log_centroids).all()
+    assert algorithm.class_centroids.tables['totals'][:, 1].sum() == 2 * 14
     assert trainer.state.loss.requires_grad
 
 
@@ -33,7 +33,7 @@ def test_a_batch_of_ignored_rows_is_harmless():
     x, labels = (tensor[:16].clone() for tensor in toys.points().tensors)
     algorithm = CMIRegularization(1.0, form='plain', start='0ba')
     drive(algorithm, x, torch.full_like(labels, -100), batches=3)
-    assert algorithm.centroids.cmi == 0 and not algorithm.centroids.known.any()
+    assert algorithm.class_centroids.running.cmi == 0 and not algorithm.class_centroids.reference.known.any()
 
 
 @pytest.mark.parametrize('batch_size', [1, 2])
@@ -94,7 +94,7 @@ def test_bad_arguments(kwargs, words):
 @pytest.mark.parametrize(
     ('kwargs', 'words'),
     [
-        ({'centroids': 'epoch'}, "centroids='ema' or 'fixed'"),
+        ({'centroids': 'epoch'}, 'centroids must be one of ema, fixed'),
         ({'max_cmi': 0}, 'max_cmi must be positive'),
         ({'max_growth': 1}, 'max_growth must be above 1'),
     ],
@@ -112,19 +112,18 @@ def guarded(x, labels, flip: bool) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         trainer, _ = drive(algorithm, x, labels, batches=3)
-        running = algorithm.centroids.tables['running']
+        running = algorithm.class_centroids.tables['running']
         if flip:
             running[:, -3] = 0  # no prediction is right
         else:
             running[:, -3] = running[:, -1] / toys.CLASSES
-            algorithm.peak_information = 100 * algorithm.centroids.mutual_information
+            algorithm.guard.peak_information = 100 * algorithm.class_centroids.running.mutual_information
         for _ in range(4):
-            algorithm._guard()
+            algorithm._check_guard()
         state = algorithm.state_dict()
         fresh = CMIRegularization(1.0, form='plain', start='0ba')
         fresh.load_state_dict(state)
-        fresh._weight_now = 1.0
-        fresh._guard()  # warned before the resume: not again
+        fresh._check_guard()  # warned before the resume: not again
     trainer.close()
     return [str(w.message) for w in caught if 'clusters have' in str(w.message)]
 

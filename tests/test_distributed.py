@@ -55,7 +55,7 @@ def train(algorithm: Any, batches: list[list[list[int]]], data: TensorDataset, *
     trainer = toys.trainer(model, data, [algorithm], **options)
     trainer.fit()
     trainer.close()
-    for tensor in (toys.weights(model), *algorithm.centroids.tables.values()):
+    for tensor in (toys.weights(model), *algorithm.class_centroids.tables.values()):
         assert same_on_all_ranks(tensor)
     return toys.weights(model)
 
@@ -91,7 +91,7 @@ def test_uneven_last_batches(ranks):
     algorithm = CMIRegularization(1.0, form='plain', start='0ba')
     train(algorithm, full + last, data, max_duration='1ep')
     counts = torch.bincount(data.tensors[1][: 16 + sum(sizes)], minlength=toys.CLASSES)
-    assert algorithm.centroids.tables['totals'][:, 1].tolist() == counts.tolist()
+    assert algorithm.class_centroids.tables['totals'][:, 1].tolist() == counts.tolist()
 
 
 @on_ranks
@@ -105,7 +105,7 @@ def test_rows_without_labels_on_one_rank(ranks):
     batches = [[list(range(b + r * share, b + (r + 1) * share)) for r in range(ranks)] for b in (0, 16)]
     algorithm = CMIRegularization(1.0, form='plain', start='0ba')
     train(algorithm, batches, data, max_duration='1ep')
-    assert algorithm.centroids.tables['totals'][:, 1].sum() == (labels >= 0).sum()
+    assert algorithm.class_centroids.tables['totals'][:, 1].sum() == (labels >= 0).sum()
 
 
 # --- cost -------------------------------------------------------------------------------------------------------------
@@ -119,9 +119,9 @@ def fit(algorithms: list[Any], microbatch_size: int = 4, batches: int = 8) -> No
 
 
 @pytest.mark.world_size(2)
-@pytest.mark.parametrize('case', ['regularization', 'regularization, epoch', 'maximization', 'distillation'])
+@pytest.mark.parametrize('case', ['regularization', 'regularization, fixed', 'maximization', 'distillation'])
 def test_one_all_reduce_a_step(case, monkeypatch):
-    """Of classes x (dim + 4) numbers, however many microbatches there are."""
+    """Of classes x (dim + 4) + 2 numbers, however many microbatches there are."""
     sizes: list[int] = []
     others: Counter[str] = Counter()
     original = torch.distributed.all_reduce
@@ -152,7 +152,7 @@ def test_one_all_reduce_a_step(case, monkeypatch):
         seen.append((Counter(sizes), Counter(others)))
     (plain, plain_others), *ours = seen
     dim = toys.CLASSES if case == 'maximization' else toys.HIDDEN
-    expected = {} if case == 'distillation' else {toys.CLASSES * (dim + 4): 8}
+    expected = {} if case == 'distillation' else {toys.CLASSES * (dim + 4) + 2: 8}
     for with_algorithm, its_others in ours:
         assert with_algorithm - plain == expected
         assert its_others == plain_others

@@ -46,8 +46,8 @@ def test_mixed_precision(make, precision):
     trainer = toys.trainer(model, toys.Sentences(64), [algorithm], precision=precision, **GPU)
     trainer.fit()
     trainer.close()
-    assert torch.isfinite(toys.weights(model)).all() and algorithm.centroids.skipped == 0
-    assert 0 < algorithm.centroids.cmi <= algorithm.centroids.mutual_information
+    assert torch.isfinite(toys.weights(model)).all() and algorithm.class_centroids.skipped == 0
+    assert 0 < algorithm.class_centroids.running.cmi <= algorithm.class_centroids.running.mutual_information
 
 
 @pytest.mark.parametrize('case', runs.CASES)
@@ -76,4 +76,4 @@ def test_microbatch_size_auto():
     algorithm = CMIRegularization(start='1ba')
     options = {**GPU, 'device_train_microbatch_size': 'auto'}
     runs.finish(runs.trainer([algorithm], model=toys.mlp(), **options))
-    assert algorithm.centroids.tables['totals'][:, 1].sum() == 16 * runs.BATCHES * runs.EPOCHS
+    assert algorithm.class_centroids.tables['totals'][:, 1].sum() == 16 * runs.BATCHES * runs.EPOCHS

@@ -39,7 +39,7 @@ def test_the_examples_run(name):
     names['train_dataloader'] = toys.loader(names.pop('data'))
     exec(compile(quiet(code), 'README.md', 'exec'), names)
     algorithm = names['trainer'].state.algorithms[0]
-    assert algorithm.centroids.cmi > 0 and algorithm.initial_cmi > 0
+    assert algorithm.class_centroids.running.cmi > 0 and algorithm.term.initial_cmi > 0
     assert torch.isfinite(toys.weights(names['trainer'].state.model)).all()
     names['trainer'].close()
 

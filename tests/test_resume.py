@@ -156,13 +156,13 @@ def wider(classes: int = toys.CLASSES, width: int = toys.HIDDEN) -> ComposerClas
     [
         (
             'regularization',
-            lambda: CMIRegularization(),
+            lambda: CMIRegularization(1.0),
             lambda: wider(classes=4),
             'for 3 classes of width 8, but .* 4 ',
         ),
-        ('regularization', lambda: CMIRegularization(), lambda: wider(width=9), 'classes of width 8, .* width 9'),
+        ('regularization', lambda: CMIRegularization(1.0), lambda: wider(width=9), 'classes of width 8, .* width 9'),
         ('regularization', lambda: CMIRegularization(space='logits'), wider, "space='features', this run .*'logits'"),
-        ('regularization', lambda: CMIRegularization(centroids='epoch'), wider, "centroids='ema', this run asks"),
+        ('regularization', lambda: CMIRegularization(centroids='fixed'), wider, "centroids='ema', this run asks"),
         ('maximization', lambda: CMIMaximization(space='features'), wider, "space='logits', this run .*'features'"),
         ('distillation', lambda: runs.distillation(), None, 'schema version 9'),
         ('regularization', lambda: CMIRegularization(), None, 'schema version 9'),
@@ -194,7 +194,9 @@ def test_logit_centroids_of_another_number_of_classes_are_refused(whole):
 
     path = str(whole['maximization'][1] / 'ba5-rank0.pt')
     with pytest.raises(ValueError, match='for 3 classes of width 3, but this run has 4 classes'):
-        runs.finish(runs.trainer([CMIMaximization()], model=wider(classes=4), load_path=path, load_ignore_keys=drop))
+        runs.finish(
+            runs.trainer([CMIMaximization(start='1ba')], model=wider(classes=4), load_path=path, load_ignore_keys=drop)
+        )
 
 
 @pytest.mark.parametrize(

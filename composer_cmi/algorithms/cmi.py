@@ -1,19 +1,15 @@
 """CE + lambda * CMI for classifiers, CE - lambda * CMI for teachers, as Composer algorithms."""
 
-from __future__ import annotations
-
-from typing import Literal
-
-from composer.core import Time
+from dataclasses import KW_ONLY, dataclass
 
 from composer_cmi.algorithms.base import CMIAlgorithm, Form, Space
-from composer_cmi.centroids import CentroidMode
 from composer_cmi.registry import register_algorithm
 
 __all__ = ['CMIMaximization', 'CMIRegularization']
 
 
 @register_algorithm('cmi_regularization')
+@dataclass(repr=False, eq=False)
 class CMIRegularization(CMIAlgorithm):
     """Fine-tune with CE + lambda * I(X;Z|Y): tighter clusters of each class (Sivakaran & Yang, arXiv 2502.11258).
 
@@ -31,7 +27,7 @@ class CMIRegularization(CMIAlgorithm):
             is then the CMI of features that have not begun to separate.
         ramp: time over which the weight then rises linearly, in the unit of `start`.
         temperature: `f_x = softmax(x / temperature)`.
-        centroids: `'ema'`, `'epoch'` or `'fixed'`, see `composer_cmi.centroids.ClassCentroids`.
+        centroids: `'ema'` or `'fixed'`, see `composer_cmi.centroids.ClassCentroids`.
         decay: of the exponential average, per batch in which the class occurs.
         feature_module: name of the module whose output is `h_s`; found automatically by default.
         feature_position: `'first'` or `'last'` (non-padding) position, where features come as `[N, L, D]`.
@@ -47,39 +43,11 @@ class CMIRegularization(CMIAlgorithm):
             trainer = Trainer(model=model, train_dataloader=loader, algorithms=[CMIRegularization()], ...)
     """
 
-    _sign = 1
-
-    def __init__(
-        self,
-        weight: float = 0.05,
-        *,
-        space: Space = 'features',
-        form: Form = 'scaled',
-        start: str | Time = '0.3dur',
-        ramp: str | Time = '0dur',
-        temperature: float = 1.0,
-        centroids: CentroidMode = 'ema',
-        decay: float = 0.9,
-        feature_module: str | None = None,
-        feature_position: Literal['first', 'last'] | None = None,
-        label_key: str | int | None = None,
-    ):
-        super().__init__(
-            weight=weight,
-            space=space,
-            form=form,
-            start=start,
-            ramp=ramp,
-            temperature=temperature,
-            centroids=centroids,
-            decay=decay,
-            feature_module=feature_module,
-            feature_position=feature_position,
-            label_key=label_key,
-        )
+    sign = 1
 
 
 @register_algorithm('cmi_maximization')
+@dataclass(repr=False, eq=False)
 class CMIMaximization(CMIAlgorithm):
     """Make a better teacher with CE - lambda * I(X;Z|Y): wider clusters teach more (arXiv 2401.08732, 2502.11258).
 
@@ -108,44 +76,15 @@ class CMIMaximization(CMIAlgorithm):
         label_key: as in `CMIRegularization`.
 
     Raises:
-        ValueError: as in `CMIRegularization`, and for `centroids='epoch'`, which would be stale.
+        ValueError: as in `CMIRegularization`.
     """
 
-    _sign = -1
+    sign = -1
 
-    def __init__(
-        self,
-        weight: float = 0.2,
-        *,
-        space: Space = 'logits',
-        form: Form = 'plain',
-        start: str | Time = '0.3dur',
-        ramp: str | Time = '0dur',
-        max_cmi: float | None = None,
-        max_growth: float | None = None,
-        temperature: float = 1.0,
-        centroids: Literal['ema', 'fixed'] = 'ema',
-        decay: float = 0.5,
-        feature_module: str | None = None,
-        feature_position: Literal['first', 'last'] | None = None,
-        label_key: str | int | None = None,
-    ):
-        if centroids not in ('ema', 'fixed'):
-            raise ValueError(
-                f"CMIMaximization needs centroids='ema' or 'fixed', got '{centroids}': stale ones are climbed."
-            )
-        super().__init__(
-            weight=weight,
-            space=space,
-            form=form,
-            start=start,
-            ramp=ramp,
-            temperature=temperature,
-            centroids=centroids,
-            decay=decay,
-            feature_module=feature_module,
-            feature_position=feature_position,
-            label_key=label_key,
-            max_cmi=max_cmi,
-            max_growth=max_growth,
-        )
+    weight: float = 0.2
+    _: KW_ONLY
+    space: Space = 'logits'
+    form: Form = 'plain'
+    decay: float = 0.5
+    max_cmi: float | None = None
+    max_growth: float | None = None

@@ -11,12 +11,14 @@ by the teacher's own tokenizer, over the rows without labels too.
 from __future__ import annotations
 
 import contextlib
+import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from composer.core import Algorithm, Event, State, get_precision_context
+from composer.core import Event, State, get_precision_context
 from composer.loggers import Logger
 from torch import Tensor
 
@@ -28,6 +30,7 @@ from composer_cmi.algorithms.distillation_batch import (
     refuse_shared_weights,
 )
 from composer_cmi.algorithms.loss import get_total, replace_total
+from composer_cmi.algorithms.plugin import PluginAlgorithm, require_same_on_all_ranks
 from composer_cmi.batch import class_logits
 from composer_cmi.functional import distillation_divergence
 from composer_cmi.registry import register_algorithm
@@ -37,8 +40,6 @@ from composer_cmi.teachers.logit_cache import CacheError, CacheKey, LogitCache, 
 from composer_cmi.teachers.teacher import Teacher, TeacherSpec, load_teacher
 
 __all__ = ['KnowledgeDistillation', 'distillation_loss']
-
-_SCHEMA_VERSION = 1
 
 
 def distillation_loss(own: Tensor, divergence: Tensor, labelled_share: Tensor, alpha: float) -> Tensor:
@@ -66,7 +67,7 @@ def distillation_loss(own: Tensor, divergence: Tensor, labelled_share: Tensor, a
 
 
 @register_algorithm('knowledge_distillation')
-class KnowledgeDistillation(Algorithm):
+class KnowledgeDistillation(PluginAlgorithm):
     """Train a student on `(1 - alpha) * CE + alpha * tau^2 * KL(teacher || student)` (arXiv 1503.02531).
 
     Rows whose label is -100 are distilled by the KL alone, mixed with labelled rows in one batch or not. The teacher is
@@ -109,7 +110,7 @@ class KnowledgeDistillation(Algorithm):
     ):
         if not 0 <= alpha <= 1:
             raise ValueError(f'alpha, the weight of the teacher, must lie between 0 and 1, got {alpha}.')
-        if not temperature > 0:
+        if not 0 < temperature < math.inf:
             raise ValueError(f'temperature must be positive, got {temperature}.')
         if isinstance(cache, (str, Path)) and (Path(cache).is_file() or Path(cache).suffix == '.safetensors'):
             cache = LogitCache.open(cache)
@@ -121,11 +122,21 @@ class KnowledgeDistillation(Algorithm):
         self.alpha, self.temperature = float(alpha), float(temperature)
         self.assume_same_labels, self.allow_weak_teacher = assume_same_labels, allow_weak_teacher
         self.label_key, self.id_key = label_key, id_key
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Set all that a run changes to what it is before one."""
         self.fingerprint: str | None = None
-        self._saved_fingerprint: str | None = None
+        self._saved: dict[str, Any] = {}
         self._teacher: Teacher | None = None
-        self._order: list[int] | None = None
+        self._order: list[int] | None = None  # of the teacher's classes, in the student's
+        self._columns: Tensor | None = None  # the same on the device
         self._table: LogitCache | None = None
+        self._applied = False
+        self.release()
+
+    def release(self) -> None:
+        """Drop the tensors of the batch."""
         self._teacher_logits: Tensor | None = None
         self._labelled_share: Tensor | None = None
         self._logged = False
@@ -134,13 +145,22 @@ class KnowledgeDistillation(Algorithm):
     def __repr__(self) -> str:
         return f'KnowledgeDistillation(alpha={self.alpha}, temperature={self.temperature})'
 
-    def match(self, event: Event, state: State) -> bool:
-        """Whether `event` is one of those that `apply` handles."""
-        return event in _HANDLERS
+    @property
+    def objective(self) -> dict[str, Any]:
+        """Beside the teacher; `cache` may change (the same logits), and so may the keys and the two permissions."""
+        return {'alpha': self.alpha, 'temperature': self.temperature}
 
-    def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Do this event's part of the work; see `_HANDLERS`."""
-        getattr(self, _HANDLERS[event])(state, logger)
+    handlers = {
+        Event.INIT: '_compare',
+        Event.FIT_START: '_start',
+        Event.BATCH_START: '_begin_batch',
+        Event.BEFORE_TRAIN_BATCH: '_begin_pass',
+        Event.BEFORE_FORWARD: '_ask_teacher',
+        Event.AFTER_LOSS: '_weigh',
+        Event.AFTER_TRAIN_BATCH: '_log',
+        Event.EPOCH_END: '_check_table',
+        Event.FIT_END: '_end',
+    }
 
     # --- before training --------------------------------------------------------------------------------------------
 
@@ -153,8 +173,7 @@ class KnowledgeDistillation(Algorithm):
         student = state.model
         if self.teacher is not None:
             self._teacher = load_teacher(self.teacher, assume_same_labels=self.assume_same_labels)
-        source = self._teacher if self._teacher is not None else self.cache
-        assert isinstance(source, (Teacher, LogitCache))
+        source: Any = self._teacher if self._teacher is not None else self.cache
         check_numbers(source.num_labels, num_labels_of(student))
         nameless = source.label_names is None and not hasattr(student, 'config')
         if not nameless:  # of two plain modules neither can have names
@@ -166,11 +185,15 @@ class KnowledgeDistillation(Algorithm):
             raise CacheError('The logit cache was filled by another teacher than `teacher`: name a folder instead.')
         if not isinstance(self.cache, LogitCache) and self._teacher is not None:
             self._teacher.check_vocabulary(getattr(student, 'tokenizer', None))
-        self._check_fingerprint()
+        self._check_teacher()
+        facts = {'teacher': self.fingerprint, 'order of classes': self._order}
+        require_same_on_all_ranks('KnowledgeDistillation', {**self.objective, **facts})
 
     def _start(self, state: State, logger: Logger) -> None:
         """FIT_START: open or fill the cache, place the table or the teacher on the device."""
+        self.release()
         device = state.device.tensor_to_device(torch.zeros(())).device
+        self._columns = None if self._order is None else torch.tensor(self._order, device=device)
         check_partners(state.algorithms, cached=self.cache is not None)
         _move_to_end(self, state)
         if self.cache is None:
@@ -226,7 +249,7 @@ class KnowledgeDistillation(Algorithm):
         assert self._teacher is not None
         with _precision(state):
             logits = self._teacher.logits(state.batch)
-        self._teacher_logits = logits if self._order is None else logits[:, self._order]
+        self._teacher_logits = logits if self._columns is None else logits.index_select(1, self._columns)
 
     def _weigh(self, state: State, logger: Logger) -> None:
         """AFTER_LOSS: replace the model's own loss by its mixture with the divergence, leaving other terms alone."""
@@ -237,7 +260,7 @@ class KnowledgeDistillation(Algorithm):
         own = outputs.get('loss', total) if isinstance(outputs, Mapping) else total
         divergence = total.new_zeros(1)
         if self.alpha > 0:
-            divergence = self._divergence(class_logits(outputs))
+            divergence, self._applied = self._divergence(class_logits(outputs)), True
         mixed = distillation_loss(own, divergence, share, self.alpha)
         state.loss = replace_total(state.loss, mixed if total is own else total - own + mixed)
         self._teacher_logits = self._labelled_share = None
@@ -271,17 +294,17 @@ class KnowledgeDistillation(Algorithm):
         if self._table is not None:
             self._table.check()
 
+    def _end(self, state: State, logger: Logger) -> None:
+        self._check_table(state, logger)
+        if self.alpha and not self._applied:
+            warnings.warn('KnowledgeDistillation: the teacher was never asked, since no batch was trained.')
+        self.release()
+
     # --- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values: what makes the objective; nothing of the teacher but its fingerprint."""
-        return {
-            'repr': repr(self),
-            'schema_version': _SCHEMA_VERSION,
-            'fingerprint': self.fingerprint or '',
-            'alpha': self.alpha,
-            'temperature': self.temperature,
-        }
+        return {**super().state_dict(), 'fingerprint': self.fingerprint or ''}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Check that a resumed run goes on with the objective that it began with.
@@ -289,41 +312,19 @@ class KnowledgeDistillation(Algorithm):
         Raises:
             ValueError: A newer schema, another alpha or temperature, or another teacher.
         """
-        version = state.get('schema_version')
-        if not isinstance(version, int) or version > _SCHEMA_VERSION:
-            raise ValueError(
-                f"The checkpoint's KnowledgeDistillation has schema version {version}, this composer-cmi reads up to "
-                f'{_SCHEMA_VERSION}: upgrade composer-cmi.'
-            )
-        for name in ('alpha', 'temperature'):
-            if state[name] != getattr(self, name):
-                raise ValueError(
-                    f"The checkpoint's KnowledgeDistillation has {name}={state[name]}, this run asks for "
-                    f'{getattr(self, name)}: use the same to resume, or begin anew with load_weights_only.'
-                )
-        self._saved_fingerprint = state['fingerprint'] or None
-        self._check_fingerprint()
+        self.check_objective(state)
+        self._saved, self._used = state, False
+        self._check_teacher()
 
-    def _check_fingerprint(self) -> None:
-        saved, ours = self._saved_fingerprint, self.fingerprint
-        if saved is not None and ours is not None and saved != ours:
+    def _check_teacher(self) -> None:
+        saved, ours = self._saved.get('fingerprint'), self.fingerprint
+        if not saved or ours is None:
+            return
+        if saved != ours:
             raise ValueError(
                 f'The checkpoint was distilled from another teacher (weights {saved[:12]}, now {ours[:12]}): use the '
-                'same to resume, or begin anew with load_weights_only.'
+                'same to resume, or begin anew with load_weights_only=True.'
             )
-
-
-_HANDLERS = {
-    Event.INIT: '_compare',
-    Event.FIT_START: '_start',
-    Event.BATCH_START: '_begin_batch',
-    Event.BEFORE_TRAIN_BATCH: '_begin_pass',
-    Event.BEFORE_FORWARD: '_ask_teacher',
-    Event.AFTER_LOSS: '_weigh',
-    Event.AFTER_TRAIN_BATCH: '_log',
-    Event.EPOCH_END: '_check_table',
-    Event.FIT_END: '_check_table',
-}
 
 
 def _move_to_end(algorithm: KnowledgeDistillation, state: State) -> None:

@@ -7,10 +7,38 @@ from torch import Tensor
 
 from composer_cmi.centroids import ClassCentroids
 
-__all__ = ['diagnose']
+__all__ = ['Guard', 'diagnose']
 
 _COLLAPSED = 0.1  # of the largest I(X;Z) seen
 _NOISE = 3.0  # standard deviations of the running accuracy
+
+
+class Guard:
+    """Speaks once, when the same trouble is found twice in a row: a young model may be worse than chance for a moment.
+
+    Args:
+        peak_information: 0-d, the largest I(X;Z) seen so far, nats.
+        alarms: How often in a row trouble was found.
+        warned: Whether it has been said.
+    """
+
+    def __init__(self, peak_information: Tensor | None = None, alarms: int = 0, warned: bool = False):
+        self.peak_information = torch.zeros((), dtype=torch.float64) if peak_information is None else peak_information
+        self.alarms, self.warned = alarms, warned
+
+    def watch(self, centroids: ClassCentroids) -> None:
+        """Once in a step; nothing waits for the device."""
+        information = centroids.running.mutual_information
+        self.peak_information = torch.maximum(self.peak_information.to(information.device), information)
+
+    def speak(self, centroids: ClassCentroids) -> str | None:
+        """What is wrong and has not been said yet, or None; waits for the device."""
+        if self.warned:
+            return None
+        trouble = diagnose(centroids, self.peak_information.to(centroids.running.cmi.device))
+        self.alarms = self.alarms + 1 if trouble else 0
+        self.warned = self.alarms == 2
+        return trouble if self.warned else None
 
 
 def diagnose(centroids: ClassCentroids, peak_information: Tensor) -> str | None:
@@ -27,10 +55,9 @@ def diagnose(centroids: ClassCentroids, peak_information: Tensor) -> str | None:
     Returns:
         One clause without a full stop.
     """
-    prior = centroids.prior
-    running = centroids.tables['running']
+    prior, running = centroids.prior, centroids.tables['running']
     values = [
-        centroids.mutual_information,
+        centroids.running.mutual_information,
         peak_information,
         centroids.accuracy(running),
         1 / (prior > 0).sum().clamp(min=1),

@@ -2,7 +2,8 @@
 
 Composer has no event at which a checkpoint can be seen, and an algorithm that is not in the list sees no event at all.
 So the two methods of `State` through which every checkpoint passes are wrapped, when `composer_cmi.algorithms` is
-imported; they do what they did before, and look at the names in the checkpoint first.
+imported; they do what they did before, and look at the names in the checkpoint first. Other packages may wrap them too,
+before or after.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from composer.core import State
 __all__ = ['dropped_states', 'warn_about_dropped_states']
 
 OURS = ('CMIRegularization', 'CMIMaximization', 'KnowledgeDistillation')
+_loading_whole: list[State] = []
 
 
 def dropped_states(saved: Mapping[str, Any], restored: Iterable[str]) -> list[str]:
@@ -30,12 +32,10 @@ def dropped_states(saved: Mapping[str, Any], restored: Iterable[str]) -> list[st
     return [name for name in OURS if name in saved_names and name not in restored]
 
 
+@functools.cache  # once, whoever wraps the methods before or after
 def warn_about_dropped_states() -> None:
     """Wrap `State.load_state_dict` and `State.load_model_state`; a second call does nothing."""
-    if hasattr(State.load_state_dict, '__wrapped__'):
-        return
     whole, weights = State.load_state_dict, State.load_model_state
-    loading_whole: list[State] = []
 
     @functools.wraps(whole)
     def load_state_dict(self: State, state: dict[str, Any], *args: Any, **kwargs: Any) -> None:
@@ -45,15 +45,15 @@ def warn_about_dropped_states() -> None:
                 'training goes on with another objective.',
                 stacklevel=2,
             )
-        loading_whole.append(self)
+        _loading_whole.append(self)
         try:
             whole(self, state, *args, **kwargs)
         finally:
-            loading_whole.pop()
+            _loading_whole.pop()
 
     @functools.wraps(weights)
     def load_model_state(self: State, state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        for name in [] if loading_whole else dropped_states(state_dict, ()):
+        for name in [] if _loading_whole else dropped_states(state_dict, ()):
             warnings.warn(
                 f'load_weights_only: the state of {name} in the checkpoint is not restored; where this run lists it, '
                 'it begins anew.',

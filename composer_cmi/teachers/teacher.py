@@ -100,7 +100,7 @@ class Teacher:
             member.module.requires_grad_(False).eval()
         first = self.members[0].module
         self.num_labels, self.label_names = self.members[0].classes, label_names_of(first)
-        self._orders: list[list[int] | None] = [None]
+        self._orders: list[Tensor | None] = [None]
         for member in self.members[1:]:
             if member.classes != self.num_labels:
                 raise ValueError(
@@ -109,9 +109,8 @@ class Teacher:
                 )
             names = (member.source, self.members[0].source)
             theirs = label_names_of(member.module)
-            self._orders.append(
-                label_order(theirs, self.label_names, assume_same_labels=assume_same_labels, names=names)
-            )
+            order = label_order(theirs, self.label_names, assume_same_labels=assume_same_labels, names=names)
+            self._orders.append(None if order is None else torch.tensor(order))
 
     @property
     def source(self) -> str:
@@ -149,11 +148,14 @@ class Teacher:
                 weights are, and floating inputs to their dtype.
         """
         total = None
-        for member, order in zip(self.members, self._orders, strict=True):
+        for i, member in enumerate(self.members):
             # At every call, not once: a caller that holds the module may have put it back into train mode.
             member.module.eval()
             logits = class_logits(_forward(member, batch)).float()
-            logits = logits if order is None else logits[:, order]
+            if (order := self._orders[i]) is not None:
+                # Copied to the device once: a list as an index would be copied, and waited for, in every step.
+                self._orders[i] = order = order.to(logits.device)
+                logits = logits.index_select(1, order)
             total = logits if total is None else total + logits
         assert total is not None
         return total if len(self.members) == 1 else total / len(self.members)
