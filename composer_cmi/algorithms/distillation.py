@@ -31,7 +31,7 @@ from composer_cmi.algorithms.loss import get_total, replace_total
 from composer_cmi.functional import distillation_divergence
 from composer_cmi.registry import register_algorithm
 from composer_cmi.teachers.compatibility import check_numbers, label_names_of, label_order, num_labels_of
-from composer_cmi.teachers.forward import rows_fingerprint, run_teacher
+from composer_cmi.teachers.forward import inputs_fingerprint, run_teacher
 from composer_cmi.teachers.logit_cache import CacheError, CacheKey, LogitCache, open_or_build
 from composer_cmi.teachers.teacher import Teacher, TeacherSpec, load_teacher, outputs_to_logits
 
@@ -160,11 +160,11 @@ class KnowledgeDistillation(Algorithm):
             self._order = label_order(
                 source.label_names, label_names_of(student), assume_same_labels=self.assume_same_labels
             )
+        if not isinstance(self.cache, LogitCache) and self._teacher is not None:
+            self._teacher.check_vocabulary(getattr(student, 'tokenizer', None))
         self.fingerprint = source.key.teacher if isinstance(source, LogitCache) else source.fingerprint
         if isinstance(self.cache, LogitCache) and self.cache.key.teacher != self.fingerprint:
             raise CacheError('The logit cache was filled by another teacher than `teacher`: name a folder instead.')
-        if not isinstance(self.cache, LogitCache) and self._teacher is not None:
-            self._teacher.check_vocabulary(getattr(student, 'tokenizer', None))
         self._check_fingerprint()
 
     def _start(self, state: State, logger: Logger) -> None:
@@ -190,13 +190,14 @@ class KnowledgeDistillation(Algorithm):
                 '`cache` out.'
             )
         teacher, names = self._teacher, self._teacher.label_names
-        key = CacheKey(teacher.fingerprint, rows_fingerprint(rows), precision=state.precision.value)
+        collate: Any = state.train_dataloader.collate_fn  # pyright: ignore
+        key = CacheKey(teacher.fingerprint, inputs_fingerprint(rows, collate), precision=state.precision.value)
 
         def build() -> LogitCache:
             ids, logits = run_teacher(
                 teacher.to(device),
                 rows,
-                lambda items: state.device.batch_to_device(state.train_dataloader.collate_fn(items)),  # type: ignore
+                lambda items: state.device.batch_to_device(collate(items)),
                 context=lambda: _precision(state),
                 id_key=self.id_key,
             )
