@@ -211,7 +211,7 @@ def test_promise_11_a_family_trains_is_scored_and_exported(tmp_path, capsys, nam
     classify(' '.join(['rain'] * 200), truncation=True)  # longer than any position
     head = out.split('start at random: ')[1].splitlines()[0].rstrip('.')
     limit = positions(classify.model)
-    sides = f'{classify.tokenizer.pad_token}, {classify.tokenizer.padding_side}'
+    sides = f'`{classify.tokenizer.pad_token}`, {classify.tokenizer.padding_side}'
     FOUND[name] = [f'`{type(classify.model).__name__}`', 'any' if limit is None else str(limit), sides, head]
 
 
