@@ -31,7 +31,7 @@ from composer_cmi.data.batches import Collator
 from composer_cmi.data.task_data import load_task_data, tokenize, train_dataloader
 from composer_cmi.run.config.schema import DataConfig, ModelConfig
 from composer_cmi.run.models import build_model, silence_transformers
-from composer_cmi.teachers.forward import rows_fingerprint, run_teacher
+from composer_cmi.teachers.forward import inputs_fingerprint, run_teacher
 from composer_cmi.teachers.logit_cache import CacheKey, LogitCache
 from composer_cmi.teachers.teacher import load_teacher
 
@@ -85,7 +85,7 @@ def main() -> None:
     if arguments.device == 'gpu':
         teacher.to('cuda')
     ids, logits = run_teacher(teacher, rows, Collator(tokenizer))
-    key = CacheKey(teacher.fingerprint, rows_fingerprint(rows))
+    key = CacheKey(teacher.fingerprint, inputs_fingerprint(rows, Collator(tokenizer)))
     cache = LogitCache(ids, logits, key=key, label_names=teacher.label_names)
     build_seconds = time.perf_counter() - started
 

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from safetensors.torch import save_file
 from torch.utils.data import default_collate
 
 import toys
-from composer_cmi.teachers.forward import rows_fingerprint, run_teacher
+from composer_cmi.algorithms import KnowledgeDistillation
+from composer_cmi.teachers.forward import inputs_fingerprint, run_teacher
 from composer_cmi.teachers.logit_cache import CacheError, CacheKey, LogitCache, MissingExamplesError, open_or_build
 from composer_cmi.teachers.teacher import load_teacher
 
@@ -244,18 +246,103 @@ def test_rows_without_ids():
         run_teacher(load_teacher(toys.tiny_bert().model), rows, default_collate)
 
 
-def test_rows_fingerprint():
+def collate(rows, width: int = 8):
+    ids = torch.zeros(len(rows), width, dtype=torch.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row['input_ids'][:width])] = torch.tensor(row['input_ids'][:width])
+    return {'input_ids': ids, 'example_id': torch.tensor([row['example_id'] for row in rows]), 'labels': rows[0]}
+
+
+def test_inputs_fingerprint():
     rows = [{'input_ids': [1, 2], 'example_id': 0, 'labels': 1}, {'input_ids': [3], 'example_id': 1, 'labels': 0}]
-    first = rows_fingerprint(rows)
-    assert rows_fingerprint([{**row, 'labels': -100} for row in rows]) == first  # labels are not the teacher's input
-    assert rows_fingerprint(rows[::-1]) != first
-    assert rows_fingerprint([rows[0], {**rows[1], 'input_ids': [4]}]) != first
-    assert rows_fingerprint([rows[0], {**rows[1], 'example_id': 2}]) != first
+    first = inputs_fingerprint(rows, collate)
+    # Labels are not the teacher's input.
+    assert inputs_fingerprint([{**row, 'labels': -100} for row in rows], collate) == first
+    assert inputs_fingerprint(rows[::-1], collate) != first
+    assert inputs_fingerprint([rows[0], {**rows[1], 'input_ids': [4]}], collate) != first
+    assert inputs_fingerprint([rows[0], {**rows[1], 'example_id': 2}], collate) != first
 
-    class Declared:
-        fingerprint, example_ids = 'abc', torch.tensor([1, 2])
 
-    declared = Declared()
-    first = rows_fingerprint(declared)
-    declared.example_ids = torch.tensor([1, 3])
-    assert rows_fingerprint(declared) != first
+class Declared(list):
+    """Rows that know their own hash."""
+
+    fingerprint = 'abc'
+
+    @property
+    def example_ids(self):
+        return torch.tensor([row['example_id'] for row in self])
+
+    @property
+    def lengths(self):
+        return [len(row['input_ids']) for row in self]
+
+
+def test_promise_12_the_key_holds_what_the_collate_function_makes():
+    rows = [{'input_ids': list(range(1, 2 + i % 9)), 'example_id': i} for i in range(300)]
+    for kind in (list, Declared):
+        first = inputs_fingerprint(kind(rows), collate)
+        assert inputs_fingerprint(kind(rows), collate) == first
+        for width in (3, 7, 9):  # 9 adds padding alone, which the positions of some models see
+            assert inputs_fingerprint(kind(rows), partial(collate, width=width)) != first
+    other = Declared([*rows[:-1], {**rows[-1], 'example_id': 300}])
+    assert inputs_fingerprint(other, collate) != inputs_fingerprint(Declared(rows), collate)
+
+
+def test_promise_12_a_stored_cache_is_not_read_after_the_cut_has_changed(tmp_path):
+    """In a plain Trainer, whose rows and teacher stay the same: 8 tokens, then 3, then 8 again."""
+    teacher, data = toys.tiny_bert(seed=9).model, toys.Sentences(16)
+
+    def cut(width, rows):
+        batch = default_collate(rows)
+        return {k: v[:, :width] if k in ('input_ids', 'attention_mask') else v for k, v in batch.items()}
+
+    tables = []
+    for width in (8, 3, 8):
+        algorithm = KnowledgeDistillation(teacher, cache=tmp_path / 'cache', assume_same_labels=True)
+        loader = torch.utils.data.DataLoader(data, 16, collate_fn=partial(cut, width))
+        trainer = toys.trainer(toys.tiny_bert(), data, [algorithm], max_duration='1ba', train_dataloader=loader)
+        trainer.fit()
+        trainer.close()
+        tables.append(algorithm._table.logits)
+    expected = load_teacher(teacher).logits(cut(3, [data[i] for i in range(16)]))
+    torch.testing.assert_close(tables[1], expected, atol=1e-7, rtol=1e-5)
+    assert (tables[0] - tables[1]).abs().max() > 1e-5 and torch.equal(tables[0], tables[2])
+    assert len(list((tmp_path / 'cache').glob('*.safetensors'))) == 2
+
+
+@pytest.mark.parametrize('change', [{'num_attention_heads': 4}, {'hidden_act': 'relu'}, {'layer_norm_eps': 1e-3}])
+def test_promise_12_the_key_holds_the_config_of_the_teacher(tmp_path, change):
+    """The weights' names and shapes are the same, and so are the weights."""
+    model = toys.tiny_bert().model
+    model.save_pretrained(tmp_path / 'm')
+    first = load_teacher(tmp_path / 'm').fingerprint
+    assert first == load_teacher(model).fingerprint
+    config = json.loads((tmp_path / 'm' / 'config.json').read_text())
+    unimportant = {'_name_or_path': 'x', 'transformers_version': '0', 'architectures': None}
+    (tmp_path / 'm' / 'config.json').write_text(json.dumps({**config, **unimportant}))
+    assert load_teacher(tmp_path / 'm').fingerprint == first
+    (tmp_path / 'm' / 'config.json').write_text(json.dumps({**config, **change}))
+    assert load_teacher(tmp_path / 'm').fingerprint != first
+
+
+def test_promise_12_the_key_holds_the_layers_of_a_plain_module():
+    one, other = (torch.nn.Sequential(torch.nn.Linear(2, 3), act) for act in (torch.nn.ReLU(), torch.nn.Tanh()))
+    other.load_state_dict(one.state_dict())
+    assert load_teacher(one).fingerprint != load_teacher(other).fingerprint
+
+
+def test_promise_16b_any_flipped_byte_or_cut_rebuilds_the_same_table(tmp_path):
+    path = tmp_path / f'{KEY.digest()}.safetensors'
+    table().save(path)
+    whole = path.read_bytes()
+    faults = [whole[:i] + bytes([whole[i] ^ (1 << i % 8)]) + whole[i + 1 :] for i in range(len(whole))]
+    faults += [*(whole[:i] for i in range(0, len(whole), 7)), whole + b'x', b'', b'\0' * len(whole)]
+    for content in faults:
+        path.write_bytes(content)
+        opened = open_or_build(tmp_path, KEY, table)
+        assert torch.equal(opened.logits, LOGITS) and torch.equal(opened.example_ids, IDS) and opened.key == KEY
+        assert opened.label_names == ('no', 'yes')
+        path.write_bytes(content)
+        with pytest.raises(CacheError, match=str(path)) as error:
+            LogitCache.open(path)
+        assert '\n' not in str(error.value)

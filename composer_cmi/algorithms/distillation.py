@@ -35,7 +35,7 @@ from composer_cmi.batch import class_logits
 from composer_cmi.functional import distillation_divergence
 from composer_cmi.registry import register_algorithm
 from composer_cmi.teachers.compatibility import check_numbers, label_names_of, label_order, num_labels_of
-from composer_cmi.teachers.forward import rows_fingerprint, run_teacher
+from composer_cmi.teachers.forward import inputs_fingerprint, run_teacher
 from composer_cmi.teachers.logit_cache import CacheError, CacheKey, LogitCache, open_or_build
 from composer_cmi.teachers.teacher import Teacher, TeacherSpec, load_teacher
 
@@ -180,11 +180,11 @@ class KnowledgeDistillation(PluginAlgorithm):
             self._order = label_order(
                 source.label_names, label_names_of(student), assume_same_labels=self.assume_same_labels
             )
+        if not isinstance(self.cache, LogitCache) and self._teacher is not None:
+            self._teacher.check_vocabulary(getattr(student, 'tokenizer', None))
         self.fingerprint = source.key.teacher if isinstance(source, LogitCache) else source.fingerprint
         if isinstance(self.cache, LogitCache) and self.cache.key.teacher != self.fingerprint:
             raise CacheError('The logit cache was filled by another teacher than `teacher`: name a folder instead.')
-        if not isinstance(self.cache, LogitCache) and self._teacher is not None:
-            self._teacher.check_vocabulary(getattr(student, 'tokenizer', None))
         self._check_teacher()
         facts = {'teacher': self.fingerprint, 'order of classes': self._order}
         require_same_on_all_ranks('KnowledgeDistillation', {**self.objective, **facts})
@@ -214,13 +214,14 @@ class KnowledgeDistillation(PluginAlgorithm):
                 '`cache` out.'
             )
         teacher, names = self._teacher, self._teacher.label_names
-        key = CacheKey(teacher.fingerprint, rows_fingerprint(rows), precision=state.precision.value)
+        collate: Any = state.train_dataloader.collate_fn  # pyright: ignore
+        key = CacheKey(teacher.fingerprint, inputs_fingerprint(rows, collate), precision=state.precision.value)
 
         def build() -> LogitCache:
             ids, logits = run_teacher(
                 teacher.to(device),
                 rows,
-                lambda items: state.device.batch_to_device(state.train_dataloader.collate_fn(items)),  # type: ignore
+                lambda items: state.device.batch_to_device(collate(items)),
                 context=lambda: _precision(state),
                 id_key=self.id_key,
             )

@@ -18,11 +18,11 @@ from composer_cmi.data.batches import Collator
 from composer_cmi.data.encoding import EncodedSplit, tokenizer_fingerprint
 from composer_cmi.data.splits import Split
 from composer_cmi.data.task_data import TaskData, concatenate, tokenize
-from composer_cmi.run.models import check_max_length
 from composer_cmi.run.outputs.results import load_results
 from composer_cmi.teachers.compatibility import check_numbers, label_order
-from composer_cmi.teachers.forward import rows_fingerprint, run_teacher
+from composer_cmi.teachers.forward import inputs_fingerprint, run_teacher
 from composer_cmi.teachers.logit_cache import CacheKey, LogitCache, open_or_build
+from composer_cmi.teachers.pretrained import check_fit
 from composer_cmi.teachers.teacher import Teacher, load_teacher
 
 __all__ = ['prepare_distillation']
@@ -78,13 +78,16 @@ def prepare_distillation(
     reads_own_text = algorithm.cache is not None and teacher.tokenizer is not None
     own_tokenizer = teacher.tokenizer if reads_own_text else tokenizer
     teacher.check_vocabulary(own_tokenizer)
-    check_max_length(teacher.members[0].module, own_tokenizer, max_length)  # pyright: ignore[reportArgumentType]
+    for member in teacher.members:
+        what = f'the teacher {member.source}'
+        check_fit(member.module, own_tokenizer, max_length, what=what, may_turn=reads_own_text)
+    collate = Collator(own_tokenizer)
 
     def logits_of(split: Split) -> LogitCache:
         rows = tokenize(split, own_tokenizer, max_length=max_length, cache_dir=cache_dir)
         key = CacheKey(
             teacher=teacher.fingerprint,
-            data=rows_fingerprint(rows),
+            data=inputs_fingerprint(rows, collate),
             task=data.task.name,
             tokenizer=tokenizer_fingerprint(own_tokenizer),
             max_length=max_length,
@@ -92,7 +95,7 @@ def prepare_distillation(
         )
 
         def build() -> LogitCache:
-            return _run(teacher, rows, own_tokenizer, key, device, precision, batch_size)
+            return _run(teacher, rows, collate, key, device, precision, batch_size)
 
         return build() if folder is None else open_or_build(folder, key, build)
 
@@ -106,13 +109,12 @@ def prepare_distillation(
 def _run(
     teacher: Teacher,
     rows: EncodedSplit,
-    tokenizer: Any,
+    collate: Collator,
     key: CacheKey,
     device: Device,
     precision: Precision,
     batch_size: int,
 ) -> LogitCache:
-    collate = Collator(tokenizer)
     teacher.to(device.tensor_to_device(torch.zeros(())).device)
     ids, logits = run_teacher(
         teacher, rows, collate, batch_size=batch_size, context=lambda: get_precision_context(precision)

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from composer.models import HuggingFaceModel
+from composer.utils import dist
 from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -22,11 +23,11 @@ from composer_cmi import registry
 from composer_cmi.batch import class_labels, class_logits
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.config.schema import ModelConfig
+from composer_cmi.teachers.pretrained import first_sentence, fit_tokenizer, read_pretrained
 
 __all__ = [
     'build_composer_model',
     'build_model',
-    'check_max_length',
     'encoder_layers',
     'keep_layers',
     'resolve_source',
@@ -55,6 +56,11 @@ def resolve_source(name_or_path: str) -> str:
     """
     path = Path(name_or_path)
     if path.is_dir():
+        if (path / 'adapter_config.json').is_file():
+            raise ConfigError(
+                f'model.name_or_path: the folder {name_or_path!r} holds adapters only: merge them into the model, save '
+                'that, and name its folder.'
+            )
         if (path / 'config.json').is_file():
             return str(path)
         if (path / 'model' / 'config.json').is_file():
@@ -99,7 +105,12 @@ def build_model(config: ModelConfig, label_names: Sequence[str]) -> tuple[PreTra
         )
     if config.keep_layers is not None:
         keep_layers(model, config.keep_layers)
-    _set_padding(model, tokenizer)
+    try:
+        fit_tokenizer(model, tokenizer)
+    except ConfigError as error:
+        raise ConfigError(f'model.name_or_path: {error}') from error
+    if getattr(model.config, 'use_cache', False):
+        model.config.use_cache = False
     return model, tokenizer
 
 
@@ -116,15 +127,17 @@ def _load(
         model_config.label2id = {label: index for index, label in enumerate(label_names)}
         model_config.problem_type = 'single_label_classification'
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            source, config=model_config, ignore_mismatched_sizes=True, torch_dtype=torch.float32
-        )
-    except ConfigError:
-        raise
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split('\n')[0].rstrip('.')
+        model, new = read_pretrained(source, config=model_config, torch_dtype=torch.float32)
+    except ConfigError as error:
+        where = '' if str(error).startswith('unknown key') else 'model.name_or_path: '
+        raise ConfigError(f'{where}{error}') from error
+    except Exception as error:  # files cut, foreign or unreadable raise whatever their reader stumbles over
         where = 'the folder' if Path(source).is_dir() else 'the Hugging Face Hub (or give a local folder)'
-        raise ConfigError(f'model.name_or_path: {name!r} cannot be loaded from {where}: {reason}.') from error
+        raise ConfigError(
+            f'model.name_or_path: {name!r} cannot be loaded from {where}: {first_sentence(error)}'
+        ) from error
+    if new and dist.get_global_rank() == 0:
+        print(f'Model {name}: {len(new)} tensors are not in its file and start at random: {", ".join(new)}.')
     if old_names is not None and old_names != list(label_names) and len(old_names) == len(label_names):
         # Same shape, other meaning: keeping it would start from answers to another question.
         for module in _head_modules(model):
@@ -152,18 +165,6 @@ def _own_names(model_config: Any) -> list[str] | None:
 def _head_modules(model: PreTrainedModel) -> list[torch.nn.Module]:
     backbone = set(model.base_model.modules())
     return [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m not in backbone]
-
-
-def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    # GPT-2 and Llama tokenizers come without a padding token, and their models then refuse batches above 1.
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise ConfigError('model.name_or_path: the tokenizer has neither a padding nor an end-of-text token.')
-        tokenizer.pad_token = tokenizer.eos_token
-    if getattr(model.config, 'pad_token_id', None) is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-    if getattr(model.config, 'use_cache', False):
-        model.config.use_cache = False
 
 
 def encoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
@@ -196,18 +197,6 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
     for position, layer in enumerate(kept):
         stack[position] = layer
     model.config.num_hidden_layers = len(kept)
-
-
-def check_max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """Refuse texts longer than the model has positions for.
-
-    Raises:
-        ConfigError: with the largest length that fits.
-    """
-    limits = [tokenizer.model_max_length, getattr(model.config, 'max_position_embeddings', None)]
-    limit = min((limit for limit in limits if limit is not None and limit > 0), default=None)
-    if limit is not None and max_length > limit:
-        raise ConfigError(f'data.max_length: {max_length} is more than the {limit} positions of the model.')
 
 
 def build_composer_model(
@@ -248,6 +237,12 @@ class _ClassifierModel(HuggingFaceModel):
     def __init__(self, *args: Any, label_smoothing: float | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.label_smoothing = label_smoothing
+
+    def eval_forward(self, batch: Any, outputs: Any = None) -> Any:
+        # Composer would give an encoder-decoder the classes as its decoder's words; it makes those of the text itself.
+        self.labels = batch.pop('labels')
+        outputs = self.forward(batch) if outputs is None else outputs
+        return outputs['logits'] if isinstance(outputs, Mapping) else outputs[0]
 
     def forward(self, batch: Any) -> Any:
         outputs = super().forward(batch)

@@ -29,8 +29,8 @@ from composer_cmi.run.config.schema import RunConfig
 from composer_cmi.run.distill import prepare_distillation
 from composer_cmi.run.evaluate import Evaluation, evaluate, information
 from composer_cmi.run.loggers import build_logger
-from composer_cmi.run.models import build_composer_model, build_model, check_max_length, silence_transformers
-from composer_cmi.run.outputs.export import export_model
+from composer_cmi.run.models import build_composer_model, build_model, silence_transformers
+from composer_cmi.run.outputs.export import export_model, sample_of
 from composer_cmi.run.outputs.files import write_features, write_json, write_predictions
 from composer_cmi.run.outputs.folder import finished_results, open_folder
 from composer_cmi.run.outputs.history import HISTORY_FILE, HistoryLogger, read_history
@@ -49,6 +49,8 @@ from composer_cmi.run.setup import (
     to_steps,
     user_errors,
 )
+from composer_cmi.safe_load import safe_loading
+from composer_cmi.teachers.pretrained import check_fit
 
 __all__ = ['load_data', 'train_run']
 
@@ -135,7 +137,7 @@ def _prepare(config: RunConfig, data: TaskData) -> _Setup:
     # The head is random: the same seed gives every arm, and every rank, the same one.
     reproducibility.seed_all(config.seed)
     model, tokenizer = build_model(config.model, data.label_names)
-    check_max_length(model, tokenizer, config.data.max_length)
+    check_fit(model, tokenizer, config.data.max_length)
     metrics = list(task_metrics(data.task).values())
     composer_model = build_composer_model(
         model,
@@ -206,7 +208,7 @@ def _build_trainer(setup: _Setup) -> tuple[Trainer, int]:
     rank_batch = rank_batch_size(config.train.batch_size, 'train.batch_size')
     # Composer says so for every last batch of an evaluation; nothing is wrong with one.
     warnings.filterwarnings('ignore', message='Cannot split tensor of length')
-    with user_errors():
+    with user_errors(), safe_loading(config.folder / 'checkpoints'):
         trainer = Trainer(
             model=setup.model,
             run_name=config.run_name,
@@ -292,7 +294,14 @@ def _write_folder(
     def rebuild() -> HuggingFaceModel:
         return build_composer_model(*build_model(config.model, data.label_names), peft=config.peft)
 
-    export_model(setup.model, config.folder / 'model', rebuild=None if config.fsdp is None else rebuild)
+    export_model(
+        setup.model,
+        config.folder / 'model',
+        rebuild=None if config.fsdp is None else rebuild,
+        max_length=config.data.max_length,
+        sample=sample_of(data.eval_splits[setup.primary_split], primary),
+        tolerance=1e-2 if setup.precision is Precision.FP32 else 0.1,
+    )
     if dist.get_global_rank() == 0:
         for split, part in after.items():
             write_predictions(config.folder / f'predictions_{split}.csv', part)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from composer_cmi.teachers.teacher import Teacher
 
-__all__ = ['rows_fingerprint', 'run_teacher']
+__all__ = ['inputs_fingerprint', 'run_teacher']
 
 
 def run_teacher(
@@ -55,16 +55,40 @@ def run_teacher(
     return ids, torch.cat(parts)[order]
 
 
-def rows_fingerprint(rows: Any) -> str:
-    """A hash of the rows' inputs and ids: `rows.fingerprint` with `rows.example_ids` where given, else the content."""
+def inputs_fingerprint(rows: Any, collate: Callable[[list[Any]], Any], *, batch_size: int = 64) -> str:
+    """A hash of what a teacher is given, so of the rows and of what `collate` makes of them; labels do not count.
+
+    All batches are made for it, unless the rows know their own hash (`rows.fingerprint` and `rows.example_ids`): then
+    that is taken, and of the batches a sample with the longest and the shortest rows.
+
+    Args:
+        rows: A map-style dataset.
+        collate: Makes a batch of a list of rows.
+        batch_size: Rows at a time.
+    """
     digest = hashlib.sha256()
     declared, ids = getattr(rows, 'fingerprint', None), getattr(rows, 'example_ids', None)
+    chosen = list(range(len(rows)))
     if isinstance(declared, str) and ids is not None:
         digest.update(declared.encode())
         digest.update(torch.as_tensor(ids).to(torch.int64).numpy().tobytes())
-        return digest.hexdigest()
-    for i in range(len(rows)):
-        for name, value in sorted(rows[i].items()):
-            if name not in ('labels', 'label'):
-                digest.update(f'{name}={torch.as_tensor(value).tolist()};'.encode())
+        lengths = getattr(rows, 'lengths', None)
+        if lengths is not None:
+            chosen.sort(key=lambda i: int(lengths[i]))
+        step = max(1, len(chosen) // batch_size)
+        chosen = [*chosen[::step][: batch_size - 1], *chosen[-1:]]
+    for start in range(0, len(chosen), batch_size):
+        _update(digest, collate([rows[i] for i in chosen[start : start + batch_size]]))
     return digest.hexdigest()
+
+
+def _update(digest: Any, value: Any) -> None:
+    if isinstance(value, Mapping):
+        for name in sorted(value.keys() - {'labels', 'label'}):
+            digest.update(f'{name}='.encode())
+            _update(digest, value[name])
+    elif isinstance(value, Tensor):
+        digest.update(f'{value.dtype}{list(value.shape)}'.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    else:
+        digest.update(repr(value).encode())

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-__all__ = ['load_classifier']
+from composer_cmi.errors import ConfigError
+from composer_cmi.safe_load import read_checkpoint
+from composer_cmi.teachers.pretrained import first_sentence, read_pretrained
+
+__all__ = ['load_classifier', 'read_tokenizer']
 
 
 def load_classifier(spec: str | Path) -> tuple[nn.Module, Any]:
-    """Read a trained sequence classifier and its tokenizer (None where it is not stored).
+    """Read a trained sequence classifier and its tokenizer (None where it is not stored); nothing stored is run.
 
     Args:
         spec: A folder with `config.json`; a finished run folder (`results.json` and `model/`); a Composer checkpoint
@@ -20,7 +25,7 @@ def load_classifier(spec: str | Path) -> tuple[nn.Module, Any]:
 
     Raises:
         FileNotFoundError: `spec` looks like a path and nothing is there.
-        ValueError: What is there is not a trained classifier.
+        ConfigError: What is there is not a trained classifier, or not wholly there.
     """
     path = Path(spec).expanduser()
     if path.is_file():
@@ -38,38 +43,38 @@ def _looks_like_path(spec: str) -> bool:
 
 
 def _model_folder(path: Path) -> Path:
+    if (path / 'adapter_config.json').is_file():
+        raise ConfigError(f'{path} holds adapters only: merge them into the model and save that, then name its folder.')
     if (path / 'config.json').is_file():
         return path
     if (path / 'model' / 'config.json').is_file():
         if (path / 'config.yaml').is_file() and not (path / 'results.json').is_file():
-            raise ValueError(f'The run in {path} is not finished (it has no results.json): finish it first.')
+            raise ConfigError(f'The run in {path} is not finished (it has no results.json): finish it first.')
         return path / 'model'
-    if (path / 'adapter_config.json').is_file():
-        raise ValueError(f'{path} holds adapters only: merge them into the model and save that, then name its folder.')
     if (path / 'config.yaml').is_file():
-        raise ValueError(f'The run in {path} has no exported model: finish it, or name one of its checkpoint files.')
-    raise ValueError(
+        raise ConfigError(f'The run in {path} has no exported model: finish it, or name one of its checkpoint files.')
+    raise ConfigError(
         f'{path} is no teacher: it has neither config.json (a Hugging Face model) nor model/config.json (a run folder).'
     )
 
 
 def _from_pretrained(name: str) -> tuple[nn.Module, Any]:
-    from transformers import AutoModelForSequenceClassification
-
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(f'Cannot read the teacher {name!r}: {_first_sentence(error)}') from error
-    if info['missing_keys'] or info['mismatched_keys']:
-        # transformers draws missing weights at random and only warns: a bare encoder would teach noise.
-        missing = ', '.join(sorted(info['missing_keys'])[:3]) or 'some shapes differ'
-        raise ValueError(
-            f'{name} is no trained classifier, weights are missing in it ({missing}): fine-tune it first, then distil.'
+        model, new = read_pretrained(name)
+    except ConfigError:
+        raise
+    except Exception as error:  # files cut, foreign or unreadable raise whatever their reader stumbles over
+        raise ConfigError(f'Cannot read the teacher {name!r}: {first_sentence(error)}') from error
+    if new:
+        raise ConfigError(
+            f'{name} is no trained classifier, weights are missing in it ({", ".join(new[:3])}): fine-tune it first, '
+            'then distil.'
         )
-    return model, _tokenizer(name)
+    return model, read_tokenizer(name)
 
 
-def _tokenizer(name: str) -> Any:
+def read_tokenizer(name: str) -> Any:
+    """The tokenizer of a folder or hub name, or None where it holds none."""
     from transformers import AutoTokenizer
 
     try:
@@ -79,29 +84,45 @@ def _tokenizer(name: str) -> Any:
 
 
 def _from_checkpoint(path: Path) -> tuple[nn.Module, Any]:
-    from composer.models import HuggingFaceModel
-    from composer.utils.checkpoint import safe_torch_load
+    """Composer's own reader unpickles the file, imports the class and writes the files that stand in it."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
+    saved = read_checkpoint(path)
     try:
-        saved = safe_torch_load(path)
-        state = saved['state']
-        weights, hf_state = state['model'], state['integrations']['huggingface']
-    except Exception as error:
-        raise ValueError(
+        weights, stored = saved['state']['model'], saved['state']['integrations']['huggingface']
+        content, name = dict(stored['model']['config']['content']), str(stored['model']['config']['class'])
+        files = dict(stored['tokenizer'])
+        adapters = 'peft_config' in stored['model']
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
             f'{path} is no Composer checkpoint of a HuggingFaceModel ({type(error).__name__}): name a .pt file that '
             'Composer saved, or a Hugging Face folder.'
         ) from error
-    if 'peft_config' in hf_state['model']:
-        raise ValueError(f'{path} holds adapters: merge them, save the model in a folder, and name that folder.')
-    model = HuggingFaceModel.load_huggingface_model_from_saved_state(hf_state, saved, None, None)
-    prefix = 'model.'
-    model.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items()}, strict=True)
+    if adapters:
+        raise ConfigError(f'{path} holds adapters: merge them, save the model in a folder, and name that folder.')
+    try:
+        model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**content))
+        if type(model).__name__ != name.rsplit('.', 1)[-1]:
+            raise ValueError(f'it was saved from {name}, save that in a folder')
+        model.to(next(value.dtype for value in weights.values() if value.is_floating_point()))
+        model.load_state_dict({key.removeprefix('model.'): value for key, value in weights.items()}, strict=True)
+    except Exception as error:
+        raise ConfigError(f'{path} holds no classifier of its own config: {first_sentence(error)}') from error
+    return model, _stored_tokenizer(path, files)
+
+
+def _stored_tokenizer(path: Path, files: dict[str, Any]) -> Any:
+    if not files:
+        return None
     with tempfile.TemporaryDirectory() as folder:
-        # Composer's own default is a new folder in the working directory, which is left behind.
-        tokenizer = HuggingFaceModel.load_huggingface_tokenizer_from_saved_state(hf_state, tokenizer_save_dir=folder)
-    return model, tokenizer
-
-
-def _first_sentence(error: Exception) -> str:
-    text = ' '.join(str(error).split())
-    return text.split('. ')[0].rstrip('.') + '.'
+        for name, file in files.items():
+            extension, content = file['file_extension'], file['content']
+            name = name if name.endswith(extension) else name + extension
+            if Path(name).name != name or extension not in ('.json', '.txt', '.jinja', '.model'):
+                raise ConfigError(f'{path} holds a tokenizer file {name!r}, which is no such name: it was not written.')
+            if extension == '.json':
+                content = json.dumps(content)
+            elif extension == '.txt':
+                content = ''.join(f'{line}\n' for line in content)
+            Path(folder, name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        return read_tokenizer(folder)

@@ -54,7 +54,7 @@ class CacheKey:
 
     Attributes:
         teacher: `Teacher.fingerprint`.
-        data: Fingerprint of the rows, `rows_fingerprint`.
+        data: Fingerprint of what it was given, `inputs_fingerprint`.
         task: The task's name.
         tokenizer: Fingerprint or name of the tokenizer.
         max_length: Tokens that a text was cut to, 0 where unknown.
@@ -180,8 +180,8 @@ class LogitCache:
             'schema_version': str(_SCHEMA_VERSION),
             'key': json.dumps(asdict(self.key), sort_keys=True),
             'label_names': json.dumps(self.label_names),
-            'digest': _digest(tensors),
         }
+        metadata['digest'] = _digest(metadata, tensors)
         aside = path.with_name(f'{path.name}.{os.getpid()}.tmp')
         save_file(tensors, str(aside), metadata=metadata)
         # safetensors makes it readable to its owner only; a cache is shared like any other file of the folder.
@@ -206,10 +206,10 @@ class LogitCache:
             raise FileNotFoundError(f'There is no logit cache at {path}.')
         try:
             with safe_open(str(path), framework='pt') as file:
-                metadata = file.metadata() or {}
+                metadata = dict(file.metadata() or {})
                 tensors = {name: file.get_tensor(name) for name in ('example_ids', 'logits')}
-            version, stored = int(metadata['schema_version']), CacheKey(**json.loads(metadata['key']))
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            version, digest = int(metadata['schema_version']), metadata.pop('digest')
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
             raise CacheError(
                 f'{path} is no logit cache, or a truncated one ({error}): delete it, and it is built anew.'
             ) from error
@@ -217,8 +217,9 @@ class LogitCache:
             raise CacheError(
                 f'{path} has schema version {version}, this composer-cmi reads up to {_SCHEMA_VERSION}: upgrade it.'
             )
-        if metadata['digest'] != _digest(tensors):
+        if digest != _digest(metadata, tensors):
             raise CacheError(f'{path} was altered after it was written: delete it, and it is built anew.')
+        stored = CacheKey(**json.loads(metadata['key']))
         if key is not None and stored != key:
             differing = [name for name, value in asdict(key).items() if asdict(stored)[name] != value]
             raise CacheError(f'{path} was built for another {" and ".join(differing)}: name another file or a folder.')
@@ -254,10 +255,10 @@ def open_or_build(folder: str | Path, key: CacheKey, build: Callable[[], LogitCa
         return LogitCache.open(path, key)
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(tensors[name].numpy().tobytes())
+def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f'{name} {tensor.dtype} {list(tensor.shape)}'.encode() + tensor.numpy().tobytes())
     return digest.hexdigest()
 
 

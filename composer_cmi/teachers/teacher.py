@@ -8,8 +8,8 @@ average ever finds them.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from composer.models import ComposerClassifier, ComposerModel, HuggingFaceModel
 from torch import Tensor, nn
 
 from composer_cmi.batch import class_logits
 from composer_cmi.teachers.compatibility import check_same_vocabulary, label_names_of, label_order, num_labels_of
 from composer_cmi.teachers.loading import load_classifier
+from composer_cmi.teachers.pretrained import accepted_inputs, fit_padding, fit_tokenizer
 
 __all__ = [
     'Member',
@@ -33,14 +33,26 @@ __all__ = [
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """A hash of all weights and of the class names: the same for the same model from a file or alive, on any device."""
-    digest = hashlib.sha256()
+    """A hash of all that decides a model's logits: weights, layers, settings and the order of its classes.
+
+    The same for the same model from a file or alive, on any device.
+    """
+    digest = hashlib.sha256(repr(model).encode())
     for name, tensor in sorted(model.state_dict().items()):
         value = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(f'{name} {tensor.dtype} {list(tensor.shape)}'.encode())
         digest.update(memoryview(value.view(torch.uint8).numpy()))
-    digest.update(json.dumps(label_names_of(model)).encode())
+    settings = getattr(getattr(model, 'config', None), 'to_diff_dict', dict)()
+    kept = {key: value for key, value in settings.items() if key not in _NO_SETTINGS and not key.startswith('_')}
+    digest.update(json.dumps([label_names_of(model), kept], sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+# Names, versions, what the weights and the class names say already, and what training alone looks at.
+_NO_SETTINGS = {
+    *('architectures', 'dtype', 'finetuning_task', 'id2label', 'label2id', 'name_or_path', 'num_labels'),
+    *('problem_type', 'torch_dtype', 'transformers_version', 'use_cache'),
+}
 
 
 @dataclass(frozen=True)
@@ -68,11 +80,7 @@ class Member:
     @cached_property
     def accepted(self) -> frozenset[str] | None:
         """Names of the keyword arguments of `forward`, without the labels; None where it takes no `input_ids`."""
-        base = getattr(self.module, 'base_model', None)
-        forward = self.module.forward
-        if hasattr(self.module, 'peft_config') and base is not None:  # peft's own forward is (*args, **kwargs)
-            forward = base.model.forward
-        names = frozenset(inspect.signature(forward).parameters)
+        names = accepted_inputs(self.module)
         return names - {'labels', 'loss_kwargs', 'kwargs'} if 'input_ids' in names else None
 
 
@@ -98,6 +106,8 @@ class Teacher:
         for member in self.members:
             _check_classifier(member)
             member.module.requires_grad_(False).eval()
+            if member.tokenizer is not None:
+                fit_tokenizer(member.module, member.tokenizer)
         first = self.members[0].module
         self.num_labels, self.label_names = self.members[0].classes, label_names_of(first)
         self._orders: list[Tensor | None] = [None]
@@ -135,9 +145,11 @@ class Teacher:
         return self
 
     def check_vocabulary(self, tokenizer: Any) -> None:
-        """See `check_same_vocabulary`; each member is compared."""
+        """See `check_same_vocabulary`; each member is compared, and one without a tokenizer pads as this one does."""
         for member in self.members:
             check_same_vocabulary(member.tokenizer, tokenizer)
+            if member.tokenizer is None and tokenizer is not None and getattr(tokenizer, 'pad_token', None) is not None:
+                fit_padding(member.module, tokenizer.pad_token_id)
 
     @torch.no_grad()
     def logits(self, batch: Any) -> Tensor:
@@ -186,15 +198,20 @@ def load_teacher(spec: TeacherSpec, *, assume_same_labels: bool = False) -> Teac
 
 
 def _load_member(spec: str | Path | nn.Module) -> Member:
-    if isinstance(spec, HuggingFaceModel):
-        return Member(spec.model, spec.tokenizer, f'a live {type(spec.model).__name__}')
-    if isinstance(spec, ComposerClassifier):
-        return Member(spec.module, None, f'a live {type(spec.module).__name__}', spec.num_classes)
+    if _is_composer(spec, 'HuggingFaceModel'):
+        return Member(spec.model, spec.tokenizer, f'a live {type(spec.model).__name__}')  # pyright: ignore
+    if _is_composer(spec, 'ComposerClassifier'):
+        return Member(spec.module, None, f'a live {type(spec.module).__name__}', spec.num_classes)  # pyright: ignore
     if isinstance(spec, nn.Module):
         return Member(spec, None, f'a live {type(spec).__name__}')
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         module, tokenizer = load_classifier(spec)
     return Member(module, tokenizer, str(spec))
+
+
+def _is_composer(model: Any, name: str) -> bool:
+    # Who has such a model has imported Composer; nobody else needs it.
+    return isinstance(model, getattr(sys.modules.get('composer.models'), name, ()))
 
 
 def _check_classifier(member: Member) -> None:
@@ -215,7 +232,7 @@ def _forward(member: Member, batch: Any) -> Any:
             return value
         return value.to(parameter.device, parameter.dtype if value.is_floating_point() else None)
 
-    if isinstance(member.module, ComposerModel):
+    if _is_composer(member.module, 'ComposerModel'):
         items = {k: place(v) for k, v in batch.items()} if isinstance(batch, Mapping) else tuple(map(place, batch))
         return member.module(items)
     if not isinstance(batch, Mapping):

@@ -55,7 +55,8 @@ def model_card(results: RunResults, label_names: Sequence[str]) -> str:
         f'A text classifier for the task `{results.task}`, fine-tuned with composer-cmi. '
         f'Classes: {", ".join(f"`{name}`" for name in label_names)}.',
         '## Use\n\n```python\nfrom transformers import pipeline\n\n'
-        "classify = pipeline('text-classification', model='path/to/this/folder')\nprint(classify('...'))\n```",
+        "classify = pipeline('text-classification', model='path/to/this/folder')\n"
+        f"print(classify('...', truncation=True))  # cut to {config['data']['max_length']} tokens, as in training\n```",
         '## Scores\n\nOne run, one seed; shares in [0, 1], NLL in nats.\n\n' + _scores(results),
         '## Information\n\nOn the first evaluation split, in nats. CMI = I(X;Z|Y) is the spread of the clusters, '
         'rho = CMI / I(X;Z).\n\n' + _information(results),
