@@ -12,9 +12,8 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
-from composer_cmi.data.embedded import bbc_news
 from composer_cmi.data.readers import read_table
-from composer_cmi.data.tasks import Task
+from composer_cmi.data.tasks import Task, bbc_news
 
 Row = tuple[tuple[str, ...], int]
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +14,8 @@ from typing import Any
 
 import numpy as np
 from composer.utils import dist
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 from torch.utils.data import Dataset
 
 from composer_cmi.data.readers import DataError
@@ -22,7 +23,7 @@ from composer_cmi.data.splits import Split, fingerprint
 
 __all__ = ['EncodedSplit', 'default_cache_dir', 'tokenize', 'tokenizer_fingerprint']
 
-_VERSION = 1  # of the file format; part of the key
+_VERSION = 2  # of the file format; part of the key
 _CHUNK = 10_000  # rows per call of the tokenizer: enough for its threads, little enough for memory
 
 
@@ -60,7 +61,8 @@ def tokenize(split: Split, tokenizer: Any, *, max_length: int, cache_dir: str | 
     """Tokenise a split, or read it from the cache where the same texts were tokenised before.
 
     The cache's file name is a hash of the texts, the tokenizer and the length, so a stale file cannot be read;
-    a damaged one is built anew. Labels are not in it. Local rank 0 builds, the other ranks wait and read.
+    a damaged one, by its digest, is built anew with a warning. Labels are not in it. Local rank 0 builds, the other
+    ranks wait and read.
 
     Args:
         split: The rows.
@@ -74,7 +76,7 @@ def tokenize(split: Split, tokenizer: Any, *, max_length: int, cache_dir: str | 
     key = fingerprint('\x1e'.join(split.joined()), tokenizer_fingerprint(tokenizer), str((max_length, _VERSION)))
     path = Path(cache_dir or default_cache_dir()) / f'{key}.safetensors'
     with _local_rank_zero_first():
-        tokens = _load(path, len(split))
+        tokens = _load(path)
         if tokens is None:
             tokens = _encode(split, tokenizer, max_length)
             _save(path, tokens)
@@ -127,14 +129,26 @@ def _encode(split: Split, tokenizer: Any, max_length: int) -> dict[str, np.ndarr
     return tokens | {'lengths': np.array(lengths, dtype=np.int64)}
 
 
-def _load(path: Path, rows: int) -> dict[str, np.ndarray] | None:
-    try:
-        tokens = load_file(path)
-    except (FileNotFoundError, SafetensorError, OSError):
+def _digest(name: str, tokens: dict[str, np.ndarray]) -> str:
+    digest = hashlib.blake2b(name.encode(), digest_size=16)
+    for key, values in sorted(tokens.items()):
+        digest.update(f'{key} {values.dtype.str} {values.shape} '.encode())
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
+
+
+def _load(path: Path) -> dict[str, np.ndarray] | None:
+    if not path.is_file():
         return None
-    whole = len(tokens.get('lengths', ())) == rows
-    total = int(tokens['lengths'].sum()) if whole else -1
-    return tokens if whole and all(len(v) == total for k, v in tokens.items() if k != 'lengths') else None
+    try:
+        with safe_open(path, 'numpy') as file:
+            tokens = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no mapping
+            whole = (file.metadata() or {}).get('digest') == _digest(path.name, tokens)
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError):
+        whole, tokens = False, {}
+    if not whole:
+        warnings.warn(f'The tokens in {path} are damaged: they are made anew.')
+    return tokens if whole else None
 
 
 def _save(path: Path, tokens: dict[str, np.ndarray]) -> None:
@@ -142,7 +156,7 @@ def _save(path: Path, tokens: dict[str, np.ndarray]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as aside:
-            save_file(tokens, Path(aside) / path.name)
+            save_file(tokens, Path(aside) / path.name, {'digest': _digest(path.name, tokens)})
             os.replace(Path(aside) / path.name, path)
     except OSError:
         return  # a cache that cannot be written (read-only, full disk) only costs time

@@ -8,9 +8,10 @@ from __future__ import annotations
 from composer_cmi.data.tasks import FileLayout, Task
 from composer_cmi.registry import register_task
 
-__all__ = ['GLUE_HUB', 'stsb']
+__all__ = ['GLUE_HUB', 'GLUE_TASKS', 'stsb']
 
 GLUE_HUB = 'nyu-mll/glue'
+GLUE_TASKS = ('cola', 'mnli', 'mrpc', 'qnli', 'qqp', 'rte', 'sst2', 'wnli')
 
 # Sizes: the GLUE paper's table and the Hub's data card. Balances of CoLA and RTE are recounted from the files; the
 # others are as the literature gives them, add up to the sizes, and only ever lead to a printed remark.

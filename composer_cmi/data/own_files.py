@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from composer_cmi.data.labels import infer_label_names, to_split
-from composer_cmi.data.readers import SUFFIXES, DataError, Table, read_datasets_folder, read_table
+from composer_cmi.class_names import class_name, same_looking
+from composer_cmi.data.labels import infer_label_names, respelled, to_split
+from composer_cmi.data.readers import SUFFIXES, DataError, Table, in_one_go, read_datasets_folder, read_table
 from composer_cmi.data.splits import Split
 from composer_cmi.data.tasks import Task
 
@@ -17,7 +20,7 @@ _DEV_STEMS = ('dev', 'validation', 'valid', 'val')
 _TEXT_GUESSES = (('text',), ('sentence',), ('sentence1', 'sentence2'), ('premise', 'hypothesis'))
 
 
-def read_own_files(task: Task, config: Any) -> tuple[Task, dict[str, Split]]:
+def read_own_files(task: Task, config: Any) -> tuple[Task, dict[str, Split], list[str]]:
     """Read 'train', and 'dev' and 'test' where they are there.
 
     Args:
@@ -27,21 +30,33 @@ def read_own_files(task: Task, config: Any) -> tuple[Task, dict[str, Split]]:
             label), `labels` (class names in order; default: those in train, sorted), `metrics`.
 
     Returns:
-        The task with the names that the data bring, and the rows by name of the split.
+        The task with the names that the data bring, the rows by name of the split, and what a user should be told.
 
     Raises:
-        DataError: The data are not right; file, line and reason.
+        DataError: The data are not right; all faults of all files, each with file, line and reason.
         FileNotFoundError: There is no such file or folder, or no train file.
     """
     if not config.path:
         raise DataError('Task custom needs data.path: a file, a folder with a train file, or a `datasets` folder.')
+    given = _given_names(getattr(config, 'labels', None))
     tables = _tables(Path(config.path))
     train = tables['train']
     label = getattr(config, 'label_column', None) or 'label'
-    names = tuple(getattr(config, 'labels', None) or ()) or infer_label_names(train, label)
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise DataError(f'data.labels: two or more different class names are wanted, here are {list(names)}.')
+    train.column(label, 'data.label_column')
     texts = tuple(getattr(config, 'text_columns', None) or ()) or _guess_text(train)
+
+    def read(names: Sequence[str] | None) -> dict[str, Split]:
+        # With the order given, a number is the place of a name; in alphabetical order it would be a guess.
+        jobs = {key: partial(_rows, table, texts, label, names, bool(given)) for key, table in tables.items()}
+        return in_one_go(jobs)
+
+    try:
+        names = given or infer_label_names(train, label)
+    except DataError:
+        read(None)  # what is wrong with single rows may be the cause, and is told instead
+        raise
+    # An unpaired quote swallows rows, and with them classes that other files then seem not to know.
+    splits = read(None if any('unpaired quote' in fault.reason for fault in train.faults) else names)
     own = dataclasses.replace(
         task,
         text_columns=texts,
@@ -50,19 +65,56 @@ def read_own_files(task: Task, config: Any) -> tuple[Task, dict[str, Split]]:
         metrics=tuple(getattr(config, 'metrics', None) or task.metrics),
         eval_splits=tuple(name for name in tables if name != 'train'),
     )
-    return own, {name: to_split(table, texts, label, names) for name, table in tables.items()}
+    return own, splits, [note for table in tables.values() for note in respelled(table, label, names)]
+
+
+def _given_names(labels: Sequence[Any] | None) -> tuple[str, ...]:
+    if not labels:
+        return ()
+    try:
+        names = tuple(map(class_name, labels))
+    except ValueError as error:
+        raise DataError(f'data.labels holds {error}.') from None
+    if len(names) < 2 or len(set(names)) < len(names) or '' in names:
+        raise DataError(f'data.labels: two or more different class names are wanted, here are {list(labels)}.')
+    if pair := same_looking(names):
+        raise DataError(f'data.labels: the names {pair[0]!a} and {pair[1]!a} look the same; choose others.')
+    return names
+
+
+def _rows(table: Table, texts: Sequence[str], label: str, names: Sequence[str] | None, indices: bool) -> Split:
+    if table.source.removesuffix('.gz').endswith('.tsv'):
+        faults = [
+            table.fault(
+                row,
+                f'the text in column {name!r} is quoted as in a CSV, but a TSV has no quotes here; save '
+                'the file as .csv (pandas: read_csv(FILE, sep="\\t").to_csv(NEW, index=False)).',
+            )
+            for name in texts
+            for row, text in enumerate(table.columns.get(name, ()))
+            if _quoted_as_csv(text)
+        ]
+        table = dataclasses.replace(table, faults=table.faults + faults)
+    return to_split(table, texts, label, names, indices=indices)
+
+
+def _quoted_as_csv(text: str) -> bool:
+    """Whether a TSV's cell is written as pandas and Excel quote one: quotes around it, those inside doubled."""
+    body = text[1:-1]
+    return text[:1] == text[-1:] == '"' and '""' in body and '"' not in body.replace('""', '')
 
 
 def _tables(path: Path) -> dict[str, Table]:
     if path.is_file():
-        return {'train': read_table(path)}
+        return {'train': read_table(path, keep_faults=True)}
     if not path.is_dir():
         raise FileNotFoundError(f'data.path: there is no file or folder {str(path)!r}.')
     if is_datasets_folder(path):
         found = read_datasets_folder(path)
     else:
         files = {stem: find_file(path, stem) for stem in ('train', *_DEV_STEMS, 'test')}
-        found = {stem: read_table(file) for stem, file in files.items() if file is not None}
+        jobs = {stem: partial(read_table, file, keep_faults=True) for stem, file in files.items() if file is not None}
+        found = in_one_go(jobs) if 'train' in jobs else {}
     if 'train' not in found:
         raise FileNotFoundError(
             f'data.path: {str(path)!r} has no train file ({", ".join(SUFFIXES)}, also .gz); it holds {listing(path)}.'

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from composer_cmi.data.labels import to_split
+from composer_cmi.data.glue import GLUE_TASKS
+from composer_cmi.data.labels import respelled, to_split
 from composer_cmi.data.own_files import find_file, is_datasets_folder, listing, read_own_files
 from composer_cmi.data.readers import (
     DataError,
     Table,
+    in_one_go,
     read_datasets_folder,
     read_lines,
     read_table,
@@ -20,6 +23,7 @@ from composer_cmi.data.readers import (
 )
 from composer_cmi.data.splits import Split
 from composer_cmi.data.tasks import FileLayout, Task
+from composer_cmi.registry import get_task
 
 __all__ = ['Source', 'read_source', 'read_unlabelled']
 
@@ -64,9 +68,13 @@ def read_source(task: Task, config: Any, wanted: Sequence[str]) -> Source:
         tables = _hub_tables(task, wanted)
     else:
         raise DataError(f'Task {task.name} needs data.path: the folder with its train and dev files.')
-    splits, notes = {}, []
+    labelled = {name: name not in task.test_splits for name in tables}
+    splits = in_one_go({name: partial(_known_split, task, table, labelled[name]) for name, table in tables.items()})
+    notes = []
     for name, table in tables.items():
-        splits[name] = _known_split(task, table, labelled=name not in task.test_splits)
+        _refuse_published_sizes_of_another(task, name, splits[name], table.source)
+        if labelled[name]:
+            notes += respelled(table, _label_column(task, table), task.label_names)
         if table.skipped:
             lines = ', '.join(map(str, table.skipped))
             notes.append(f'{table.source}: {len(table.skipped)} broken rows left out (lines {lines}).')
@@ -90,8 +98,7 @@ def read_unlabelled(task: Task, path: str | Path, first_id: int) -> Split:
 
 
 def _known_split(task: Task, table: Table, labelled: bool) -> Split:
-    names = {task.label_column, task.layout.label_column if task.layout else task.label_column}
-    label = next((name for name in sorted(names) if name in table.columns), task.label_column)
+    label = _label_column(task, table)
     known = table.class_names.get(label, list(task.label_names))
     if labelled and sorted(known) != sorted(task.label_names):
         raise DataError(
@@ -99,7 +106,43 @@ def _known_split(task: Task, table: Table, labelled: bool) -> Split:
             f'{", ".join(task.label_names)}; give the folder of the right task, or use task: custom.'
         )
     columns = _text_columns(task, table)
-    return to_split(table, columns, label if labelled else None, task.label_names, allow_empty=len(columns) > 1)
+    missing = [name for name in (*columns, *([label] if labelled else [])) if name not in table.columns]
+    if missing:
+        found = ', '.join(repr(name[:40]) for name in list(table.columns)[:12])
+        raise DataError(
+            f'{table.source}: there is no column {missing[0]!r}, the columns are {found}; task {task.name} reads '
+            f'{", ".join(columns)} and {label}: {_whose_columns(task, table, missing == [label])}.'
+        )
+    labels = label if labelled else None
+    return to_split(table, columns, labels, task.label_names, allow_empty=len(columns) > 1, indices=True)
+
+
+def _label_column(task: Task, table: Table) -> str:
+    names = {task.label_column, task.layout.label_column if task.layout else task.label_column}
+    return next((name for name in sorted(names) if name in table.columns), task.label_column)
+
+
+def _whose_columns(task: Task, table: Table, only_labels: bool) -> str:
+    if only_labels:
+        return 'a test file without labels cannot be trained or scored on'
+    others = [get_task(name) for name in GLUE_TASKS if name != task.name]
+    likely = [other.name for other in others if {*_text_columns(other, table)} <= {*table.columns}]
+    if len(table.columns) == 4 and list(table.columns)[1] in ('0', '1'):
+        likely = ['cola']  # the only one without a header
+    return (
+        f'this looks like a file of {" or ".join(likely)}, give the folder of {task.name}'
+        if likely
+        else (f'give the folder of {task.name}, or use task: custom')
+    )
+
+
+def _refuse_published_sizes_of_another(task: Task, name: str, split: Split, source: str) -> None:
+    """RTE and WNLI, or MRPC and STS-B, have the same columns: only the number of rows tells them apart."""
+    if sum(task.published.get(name, {}).values()) in (0, len(split)):
+        return
+    for other in map(get_task, GLUE_TASKS):
+        if sum(other.published.get(name, {}).values()) == len(split) and other.text_columns == task.text_columns:
+            raise DataError(f'{source}: {len(split):,} rows, as {other.name} has them; give the folder of {task.name}.')
 
 
 def _text_columns(task: Task, table: Table) -> tuple[str, ...]:
@@ -164,15 +207,21 @@ def _glue_tables(task: Task, path: Path, wanted: Sequence[str]) -> dict[str, Tab
         raise DataError(f'data.path {str(path)!r} is a file; task {task.name} wants its folder.')
     if not path.is_dir():
         raise FileNotFoundError(f'data.path: there is no folder {str(path)!r}.')
+    known = {'sts-b': 'stsb'}
+    for name in GLUE_TASKS:
+        known |= dict.fromkeys((name, get_task(name).layout.folder.casefold()), name)
+    whose = known.get(path.resolve().name.casefold(), task.name)
+    if whose != task.name:
+        raise DataError(f'data.path: {str(path)!r} is the folder of {whose}, not of {task.name}.')
     folders = [path, path / layout.folder, path / task.name]
     for folder in folders:
         if is_datasets_folder(folder):
             tables = read_datasets_folder(folder)
             return _pick(tables, wanted, str(folder), lambda table, _: table)
         if find_file(folder, 'train') or (folder / 'msr_paraphrase_train.txt').is_file():
-            return {name: _glue_table(layout, folder, name) for name in wanted}
+            return in_one_go({name: partial(_glue_table, layout, folder, name) for name in wanted})
     if wanted and wanted[0] != 'train' and (found := next((f for f in folders if find_file(f, wanted[0])), None)):
-        return {name: _glue_table(layout, found, name) for name in wanted}
+        return in_one_go({name: partial(_glue_table, layout, found, name) for name in wanted})
     raise FileNotFoundError(
         f'data.path: neither {str(path)!r} nor its folder {layout.folder} has a train.tsv; it holds {listing(path)}.'
     )
@@ -181,7 +230,7 @@ def _glue_tables(task: Task, path: Path, wanted: Sequence[str]) -> dict[str, Tab
 def _glue_table(layout: FileLayout, folder: Path, name: str) -> Table:
     file = find_file(folder, name)
     if file is not None:
-        return read_table(file, headerless=layout.headerless, short_rows=layout.short_rows)
+        return read_table(file, headerless=layout.headerless, short_rows=layout.short_rows, keep_faults=True)
     if layout.folder == 'MRPC':
         return _original_mrpc(folder, name)
     raise FileNotFoundError(f'{folder}: there is no {name}.tsv; the folder holds {listing(folder)}.')

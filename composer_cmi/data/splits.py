@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from composer_cmi.class_names import clean
+
 __all__ = [
     'UNLABELLED',
     'Split',
@@ -50,6 +52,11 @@ class Split:
     def joined(self) -> list[str]:
         """Each row's text columns in one string: equal exactly for equal texts."""
         return ['\x1f'.join(row) for row in zip(*self.texts, strict=True)]
+
+    def text_keys(self) -> list[str]:
+        """Each row's text in one string that is equal too where letter case, spaces or the columns' order differ."""
+        columns = [[clean(text).casefold() for text in column] for column in self.texts]
+        return ['\x1f'.join(sorted(row)) for row in zip(*columns, strict=True)]
 
 
 def take(split: Split, rows: np.ndarray | Sequence[int]) -> Split:
@@ -108,14 +115,15 @@ def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
 def imbalance(split: Split, ratio: float, num_classes: int, seed: int) -> Split:
     """Thin classes out along an exponential profile: the last class keeps `ratio` times the first one's rows.
 
-    Class c keeps at most n * ratio ** (c / (C - 1)) rows, n being the smallest class's size, so that the profile
-    is the same whatever the balance was before (the long-tailed sets of Cui et al. 2019).
+    Class c of the C that have rows keeps at most n * ratio ** (c / (C - 1)) rows, n being the size of the smallest of
+    them, so that the profile is the same whatever the balance was before (the long-tailed sets of Cui et al. 2019).
     """
-    sizes = np.array([(split.labels == c).sum() for c in range(num_classes)])
-    profile = sizes.min() * ratio ** (np.arange(num_classes) / max(num_classes - 1, 1))
+    sizes = np.bincount(split.labels, minlength=num_classes)
+    present = np.flatnonzero(sizes)
+    profile = sizes[present].min() * ratio ** (np.arange(len(present)) / max(len(present) - 1, 1))
     keep = np.maximum(np.rint(profile).astype(np.int64), 1)
     rng = np.random.default_rng(seed)
-    chosen = [rng.permutation(np.flatnonzero(split.labels == c))[: keep[c]] for c in range(num_classes)]
+    chosen = [rng.permutation(np.flatnonzero(split.labels == c))[:k] for c, k in zip(present, keep, strict=True)]
     return take(split, np.sort(np.concatenate(chosen)))
 
 

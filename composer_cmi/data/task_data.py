@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from composer_cmi.data.batches import eval_dataloader, train_dataloader
-from composer_cmi.data.encoding import EncodedSplit, tokenize
 from composer_cmi.data.readers import DataError
 from composer_cmi.data.source import Source, read_source, read_unlabelled
 from composer_cmi.data.splits import (
@@ -26,6 +25,10 @@ from composer_cmi.data.splits import (
 )
 from composer_cmi.data.tasks import Task, get_task
 
+if TYPE_CHECKING:
+    from composer_cmi.data.batches import eval_dataloader, train_dataloader
+    from composer_cmi.data.encoding import EncodedSplit, tokenize
+
 __all__ = [
     'DataError',
     'EncodedSplit',
@@ -40,6 +43,21 @@ __all__ = [
 ]
 
 _OWN_DEV_SHARE = 0.2
+
+
+_LATER = {
+    'eval_dataloader': 'batches',
+    'train_dataloader': 'batches',
+    'EncodedSplit': 'encoding',
+    'tokenize': 'encoding',
+}
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: rows are read without Composer, only tokens and batches need it.
+    if name in _LATER:
+        return getattr(importlib.import_module(f'composer_cmi.data.{_LATER[name]}'), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
 @dataclass(frozen=True)
@@ -74,8 +92,14 @@ class TaskData:
         """The share of each evaluation split's most frequent class: what a constant answer scores in accuracy."""
         return {name: max(self.counts[name].values()) / len(split) for name, split in self.eval_splits.items()}
 
+    @property
+    def constant_answer(self) -> dict[str, float]:
+        """What the best constant answer scores on each evaluation split in the task's primary metric."""
+        counts = {name: [self.counts[name][label] for label in self.label_names] for name in self.eval_splits}
+        return {name: constant_score(self.task.primary_metric, numbers) for name, numbers in counts.items()}
+
     def describe(self) -> str:
-        """Counts, balance, majority baseline, size of one example in points, and notes; a line each."""
+        """Counts, balance, what a constant answer scores, size of one example in points, and notes; a line each."""
         lines = []
         for name, counts in self.counts.items():
             total = sum(counts.values())
@@ -84,9 +108,22 @@ class TaskData:
             )
             line = f'{name}: {total:,} rows ({balance})'
             if name in self.eval_splits:
-                line += f'; majority {self.majority[name]:.2%}, one example is {100 / total:.2f} points'
+                score, metric = self.constant_answer[name], self.task.primary_metric
+                line += f'; a constant answer scores {score:.2%} {metric}, one example is {100 / total:.2f} points'
             lines.append(line)
         return '\n'.join([*lines, *self.notes])
+
+
+def constant_score(metric: str, counts: Sequence[int]) -> float:
+    """What always naming one class scores at best in a metric of `METRICS`, given the rows of each class."""
+    shares = [count / sum(counts) for count in counts]
+    if metric == 'matthews_correlation':
+        return 0.0
+    if metric == 'accuracy':
+        return max(shares)
+    if metric == 'f1':  # of class 1: naming it always is right for its share, and finds all of it
+        return 2 * shares[1] / (1 + shares[1])
+    return max(2 * share / (1 + share) for share in shares) / len(shares)
 
 
 def load_task_data(task: Task | str, config: Any) -> TaskData:
@@ -116,7 +153,8 @@ def load_task_data(task: Task | str, config: Any) -> TaskData:
     train, unlabelled = _training(found, train, config, seed, next_id, notes)
     if rows := getattr(config, 'eval_rows', None):
         evals = {name: take(split, stratified_order(split.labels, seed)[:rows]) for name, split in evals.items()}
-    notes += _overlap(train, evals)
+    notes += overlap(train, evals)
+    unlabelled = _without_evaluation_rows(unlabelled, evals, notes)
     if found.caveat:
         notes.append(found.caveat)
     splits = {'train': train, **({'unlabelled': unlabelled} if unlabelled else {}), **evals}
@@ -173,7 +211,8 @@ def _training(
     task: Task, train: Split, config: Any, seed: int, next_id: int, notes: list[str]
 ) -> tuple[Split, Split | None]:
     if ratio := getattr(config, 'class_imbalance', None):
-        train = imbalance(train, ratio, task.num_classes, seed)
+        whole, train = len(train), imbalance(train, ratio, task.num_classes, seed)
+        notes.append(f'{len(train):,} of {whole:,} training rows are kept (data.class_imbalance).')
     order = stratified_order(train.labels, seed)
     rows = getattr(config, 'train_rows', None)
     labelled = getattr(config, 'labelled_rows', None)
@@ -201,9 +240,34 @@ def _training(
     return chosen, unlabelled
 
 
-def _overlap(train: Split, evals: Mapping[str, Split]) -> list[str]:
-    seen = set(train.joined())
-    shared = {name: sum(text in seen for text in split.joined()) for name, split in evals.items()}
-    return [
-        f'{count} of the {len(evals[name])} rows of {name} are in train too.' for name, count in shared.items() if count
-    ]
+def overlap(train: Split, evals: Mapping[str, Split]) -> list[str]:
+    """What a user should be told of rows to score on that are trained on too, a sentence a split."""
+    exact, labels = set(train.joined()), dict[str, set[int]]()
+    for key, label in zip(train.text_keys(), train.labels.tolist(), strict=True):
+        labels.setdefault(key, set()).add(label)
+    notes = []
+    for name, split in evals.items():
+        keys, joined = split.text_keys(), split.joined()
+        shared = [row for row, key in enumerate(keys) if key in labels]
+        nearly = sum(joined[row] not in exact for row in shared)
+        other = sum(int(split.labels[row]) not in labels[keys[row]] for row in shared)
+        details = [f"{nearly} but for letter case, spaces or the columns' order"] if nearly else []
+        details += [f'{other} with another label'] if other else []
+        if shared:
+            told = f' ({", ".join(details)})' if details else ''
+            notes.append(f'{len(shared)} of the {len(split)} rows of {name} are in train too{told}.')
+    return notes
+
+
+def _without_evaluation_rows(unlabelled: Split | None, evals: Mapping[str, Split], notes: list[str]) -> Split | None:
+    """Transfer rows that are not scored on: a student that is taught their answers has seen the examination."""
+    if unlabelled is None:
+        return None
+    scored = {key for split in evals.values() for key in split.text_keys()}
+    kept = [row for row, key in enumerate(unlabelled.text_keys()) if key not in scored]
+    if dropped := len(unlabelled) - len(kept):
+        notes.append(
+            f'{dropped:,} of the {len(unlabelled):,} rows without labels are rows of {", ".join(evals)} too: they are '
+            'left out, no model is scored on what it was taught.'
+        )
+    return take(unlabelled, kept) if kept else None

@@ -17,6 +17,7 @@ from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
 
 from composer_cmi import registry
+from composer_cmi.data.delimited import DataError
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.config.schema import OptimizerConfig, RunConfig, TrainConfig
 
@@ -44,7 +45,8 @@ def user_errors(where: str = '') -> Iterator[None]:
     except ConfigError:
         raise
     except (ValueError, TypeError, FileNotFoundError) as error:
-        message = ' '.join(str(error).split())
+        # A file's faults stand on a line each; other libraries' messages are broken anywhere.
+        message = str(error) if isinstance(error, DataError) else ' '.join(str(error).split())
         raise ConfigError(f'{where}: {message}' if where else message) from error
 
 

@@ -282,7 +282,7 @@ def _write_folder(
             'unlabelled': 0 if data.unlabelled is None else len(data.unlabelled),
             **{split: len(rows) for split, rows in data.eval_splits.items()},
         },
-        majority=data.majority,
+        majority=data.constant_answer,
         data_fingerprint=data.fingerprint,
         versions=versions(),
         git=git_state(),

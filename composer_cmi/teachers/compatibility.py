@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from composer_cmi.class_names import look_alike
+
 __all__ = ['check_numbers', 'check_same_vocabulary', 'label_names_of', 'label_order', 'num_labels_of']
 
 
@@ -33,7 +35,7 @@ def label_order(
     assume_same_labels: bool = False,
     names: tuple[str, str] = ('teacher', 'student'),
 ) -> list[int] | None:
-    """Where each of the student's classes stands in the teacher's logits: compared by name, letter case aside.
+    """Where each of the student's classes stands in the teacher's logits: compared by name, as far as it can be seen.
 
     Args:
         teacher: The teacher's class names in the order of its logits; None where it has none of its own.
@@ -55,8 +57,8 @@ def label_order(
             f'Cannot compare class names, the {nameless} has only default ones (LABEL_0, ...): set id2label in its '
             'config, or pass assume_same_labels=True if the classes are known to be in the same order.'
         )
-    where = {name.strip().casefold(): i for i, name in enumerate(teacher)}
-    wanted = [name.strip().casefold() for name in student]
+    where = {look_alike(name): i for i, name in enumerate(teacher)}
+    wanted = [look_alike(name) for name in student]
     if set(where) != set(wanted) or len(where) != len(teacher) or len(wanted) != len(teacher):
         raise ValueError(
             f'The {names[0]} and the {names[1]} have different classes, {list(teacher)} and {list(student)}: '
