@@ -5,6 +5,7 @@ Whatever ends a command is told in one sentence; a traceback goes into a file.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -63,7 +64,8 @@ def fail(sentence: str, code: int = USER_ERROR) -> int:
     """Print a sentence about what the user can mend; returns the exit code for it."""
     rank = os.environ.get('RANK', '0')
     # The launcher shows the other ranks' words only when they fail, and an error may be theirs alone.
-    print(f'composer-cmi{f", rank {rank}" if rank != "0" else ""}: {sentence}', file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # where the words go may be what is full
+        print(f'composer-cmi{f", rank {rank}" if rank != "0" else ""}: {sentence}', file=sys.stderr, flush=True)
     return code
 
 
