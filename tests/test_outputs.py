@@ -66,7 +66,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     def broken(self, *args, **kwargs):
         raise OSError('disk full')
 
-    monkeypatch.setattr(Path, 'write_text', broken)
+    monkeypatch.setattr(Path, 'write_bytes', broken)
     with pytest.raises(OSError, match='disk full'):
         write_text(path, 'new')
     monkeypatch.undo()
@@ -90,17 +90,19 @@ def test_history_merges_the_metrics_of_a_step_and_survives_a_round_trip(tmp_path
     history.log_metrics({'cmi/cmi': 0.25}, step=0)
     history.log_metrics({'loss/train/total': 0.25, 'metrics/dev/Accuracy': torch.tensor(1.0)}, step=1)
     history.log_metrics({'ignored': 1.0})
-    history.write()
+    saved = history.state_dict()
+    history.finish()
     expected = [
         {'step': 0, 'loss/train/total': 0.5, 'cmi/cmi': 0.25},
         {'step': 1, 'loss/train/total': 0.25, 'metrics/dev/Accuracy': 1.0},
     ]
     assert read_history(tmp_path / 'history.csv') == expected
+    (tmp_path / 'other.csv').write_text((tmp_path / 'history.csv').read_text())
     resumed = HistoryLogger(tmp_path / 'other.csv')
-    resumed.load_state_dict(history.state_dict())
+    resumed.load_state_dict(saved)
     resumed.log_metrics({'loss/train/total': 0.125}, step=1)
     resumed.log_metrics({'loss/train/total': 0.0625}, step=2)
-    resumed.write()
+    resumed.finish()
     assert [row['loss/train/total'] for row in read_history(tmp_path / 'other.csv')] == [0.5, 0.125, 0.0625]
     assert read_history(tmp_path / 'other.csv')[0] == expected[0]
 
@@ -109,7 +111,7 @@ def test_a_logged_tensor_is_kept_as_it_was(tmp_path):
     history, value = HistoryLogger(tmp_path / 'history.csv'), torch.tensor(1.0)
     history.log_metrics({'x': value}, step=0)
     value += 1
-    history.write()
+    history.finish()
     assert read_history(tmp_path / 'history.csv') == [{'step': 0, 'x': 1.0}]
 
 

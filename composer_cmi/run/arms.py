@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from composer.devices import Device
-from composer.utils import dist, get_device
+from composer.utils import dist
 from rich.console import Console
 from rich.table import Table
 
 from composer_cmi.data.task_data import TaskData
 from composer_cmi.run.config import arm_configs
 from composer_cmi.run.config.schema import RunConfig
-from composer_cmi.run.outputs.folder import finished_results
+from composer_cmi.run.outputs.folder import from_rank_zero
+from composer_cmi.run.outputs.identity import fingerprints
 from composer_cmi.run.outputs.results import RunResults
-from composer_cmi.run.train import load_data, train_run
+from composer_cmi.run.ranks import start_device
+from composer_cmi.run.train import load_data, look_up, train_run
 
 __all__ = ['results_table', 'run_all']
 
@@ -28,30 +30,44 @@ def run_all(config: RunConfig) -> dict[str, RunResults]:
         ConfigError: in one sentence, before the first training, for whatever cannot be run.
     """
     arms = arm_configs(config)
-    device = get_device(config.train.device)
-    if dist.get_world_size() > 1:
-        dist.initialize_dist(device)
+    device = start_device(config.train.device)
     # A file has no width: leave room for many arms.
     width = None if sys.stdout.isatty() else 160
     console = Console(file=sys.stdout, width=width, highlight=False, soft_wrap=True, quiet=dist.get_global_rank() != 0)
     # Everything that can be refused is refused before the first arm trains.
-    done = {name: finished_results(arm) for name, arm in arms.items()}
-    datasets = {name: load_data(arm) for name, arm in arms.items() if done[name] is None}
+    datasets = _load_all(arms)
+    done = {name: look_up(arm, _inputs(arm, datasets[name])) for name, arm in arms.items()}
     results = {}
     shown = ''
     for name, arm in arms.items():
         finished = done[name]
         if finished is not None:
             console.print(f'[bold]{name}[/]: finished before, in {arm.folder}')
-            results[name] = finished
-            continue
-        shown = _introduce(console, name, arm, datasets[name], device, shown)
+        else:
+            shown = _introduce(console, name, arm, datasets[name], device, shown)
+        # A finished one is compared once more: an arm before it may have been a part of it, and has changed.
         results[name] = train_run(arm, datasets.pop(name))
     console.print()
     title = f'{config.run_name}: {config.task}; held-out information in nats, before -> after training'
     console.print(results_table(results, title=title))
     console.print(f'Run folder: [bold]{config.folder}[/] (each with results.json, cmi.png, model/, predictions)')
     return results
+
+
+def _load_all(arms: Mapping[str, RunConfig]) -> dict[str, TaskData]:
+    # Arms of one data section share what is read.
+    read: dict[tuple[str, str], TaskData] = {}
+    found = {}
+    for name, arm in arms.items():
+        key = (arm.task, arm.data.model_dump_json())
+        if key not in read:
+            read[key] = load_data(arm)
+        found[name] = read[key]
+    return found
+
+
+def _inputs(arm: RunConfig, data: TaskData) -> dict[str, str]:
+    return from_rank_zero(lambda: fingerprints(arm, data))
 
 
 def _introduce(console: Console, name: str, arm: RunConfig, data: TaskData, device: Device, shown: str) -> str:

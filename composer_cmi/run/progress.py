@@ -1,17 +1,25 @@
-"""One progress bar over the whole of training, with the loss and the CMI beside it."""
+"""What looks on during training: a progress bar with the loss and the CMI beside it, and a check for divergence."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any, TextIO
 
-from composer.core import State
+import torch
+from composer.core import Callback, State
 from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
+from torch import Tensor
 from tqdm.auto import tqdm
 
-__all__ = ['ProgressBar']
+from composer_cmi.errors import ConfigError
+
+__all__ = ['DivergenceCheck', 'ProgressBar']
+
+_NEVER = torch.iinfo(torch.int64).max
+_EVERY = 100  # steps between two looks, beside those at each epoch's end and before each checkpoint
 
 
 class ProgressBar(LoggerDestination):
@@ -78,3 +86,53 @@ class ProgressBar(LoggerDestination):
 def _short(value: Any) -> str:
     number = float(value)
     return f'{number:.2e}' if 0 < abs(number) < 1e-2 else f'{number:.3f}'
+
+
+class DivergenceCheck(Callback):
+    """Keeps the first step whose loss is not finite on the device, and looks at it now and then, all ranks together.
+
+    Under ``amp_fp16`` it should not be used: the gradient scaler skips steps that overflow.
+    """
+
+    def __init__(self) -> None:
+        self._first: Tensor | None = None
+
+    def after_loss(self, state: State, logger: Logger) -> None:
+        for loss in _tensors(state.loss):
+            if self._first is None:
+                self._first = torch.full((), _NEVER, dtype=torch.int64, device=loss.device)
+            step = torch.full_like(self._first, int(state.timestamp.batch))
+            bad = ~loss.detach().isfinite().all()
+            self._first = torch.where(bad, torch.minimum(self._first, step), self._first)
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        if int(state.timestamp.batch) % _EVERY == 0:
+            self.check()
+
+    def epoch_end(self, state: State, logger: Logger) -> None:
+        self.check()
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Look; all ranks call it at the same step.
+
+        Raises:
+            ConfigError: if a loss was not finite.
+        """
+        if self._first is None:
+            return
+        first = self._first.clone()
+        dist.all_reduce(first, reduce_operation='MIN')
+        if (step := int(first)) != _NEVER:
+            raise ConfigError(
+                f'Training has diverged at step {step}: the loss is not finite. Choose a smaller optimizer.lr or '
+                'weight of a term, and another run_name, or delete the folder.'
+            )
+
+
+def _tensors(loss: Any) -> Iterable[Tensor]:
+    if isinstance(loss, Tensor):
+        return [loss]
+    return [value for value in (loss.values() if isinstance(loss, dict) else loss) if isinstance(value, Tensor)]

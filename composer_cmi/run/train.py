@@ -4,83 +4,41 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from composer import Evaluator, Trainer
-from composer.core import Algorithm, DataSpec, Precision, Time
-from composer.devices import Device
+from composer import Trainer
+from composer.core import Algorithm
 from composer.models import HuggingFaceModel
-from composer.utils import dist, get_device, reproducibility
+from composer.utils import dist
 
 from composer_cmi.algorithms.distillation import KnowledgeDistillation
-from composer_cmi.data.task_data import (
-    TaskData,
-    concatenate,
-    eval_dataloader,
-    load_task_data,
-    tokenize,
-    train_dataloader,
-)
-from composer_cmi.features import FeatureReader
+from composer_cmi.data.task_data import TaskData, load_task_data
+from composer_cmi.errors import ConfigError
 from composer_cmi.run.config.schema import RunConfig
-from composer_cmi.run.distill import prepare_distillation
 from composer_cmi.run.evaluate import Evaluation, evaluate, information
-from composer_cmi.run.loggers import build_logger
-from composer_cmi.run.models import build_composer_model, build_model, silence_transformers
+from composer_cmi.run.models import build_composer_model, build_model
 from composer_cmi.run.outputs.export import export_model, sample_of
-from composer_cmi.run.outputs.files import write_features, write_json, write_predictions
-from composer_cmi.run.outputs.folder import finished_results, open_folder
-from composer_cmi.run.outputs.history import HISTORY_FILE, HistoryLogger, read_history
-from composer_cmi.run.outputs.model_card import write_model_card
-from composer_cmi.run.outputs.plots import plot_run
-from composer_cmi.run.outputs.results import RESULTS_FILE, Information, RunResults, Timing, git_state, versions
-from composer_cmi.run.progress import ProgressBar
-from composer_cmi.run.scoring import score, task_metrics
-from composer_cmi.run.setup import (
-    build_algorithms,
-    build_optimizer,
-    build_parallelism,
-    build_scheduler,
-    choose_precision,
-    rank_batch_size,
-    to_steps,
-    user_errors,
+from composer_cmi.run.outputs.files import read_checked, write_features, write_json, write_predictions
+from composer_cmi.run.outputs.folder import (
+    BEFORE_FILE,
+    enter_folder,
+    finished_results,
+    from_rank_zero,
+    identity_of,
+    locked,
+    open_folder,
+    refuse_interrupted,
 )
-from composer_cmi.safe_load import safe_loading
-from composer_cmi.teachers.pretrained import check_fit
+from composer_cmi.run.outputs.history import HISTORY_FILE, HistoryLogger
+from composer_cmi.run.outputs.identity import fingerprints
+from composer_cmi.run.outputs.results import RESULTS_FILE, Information, RunResults, Timing, git_state, versions
+from composer_cmi.run.outputs.views import add_views
+from composer_cmi.run.prepare import Setup, build_trainer, prepare, score_key
+from composer_cmi.run.scoring import score
+from composer_cmi.run.setup import user_errors
 
-__all__ = ['load_data', 'train_run']
-
-BEFORE_FILE = 'before.json'
-DISTILLATION = 'knowledge_distillation'
-
-
-@dataclass(frozen=True)
-class _Setup:
-    """What is made once for a run."""
-
-    config: RunConfig
-    data: TaskData
-    model: HuggingFaceModel
-    reader: FeatureReader
-    train_data: DataSpec
-    eval_data: dict[str, DataSpec]
-    algorithms: list[Algorithm]
-    device: Device
-    precision: Precision
-
-    @property
-    def primary_split(self) -> str:
-        return next(iter(self.eval_data))
-
-    @property
-    def score_key(self) -> str:
-        """The name under which Composer logs the primary score."""
-        metric = task_metrics(self.data.task)[self.data.task.primary_metric]
-        return f'metrics/{self.primary_split}/{type(metric).__name__}'
+__all__ = ['load_data', 'look_up', 'train_run']
 
 
 def train_run(config: RunConfig, data: TaskData | None = None) -> RunResults:
@@ -95,26 +53,73 @@ def train_run(config: RunConfig, data: TaskData | None = None) -> RunResults:
     Raises:
         ConfigError: in one sentence, before training, for whatever cannot be run.
     """
-    finished = finished_results(config)
-    if finished is not None:
+    data = load_data(config) if data is None else data
+    inputs = from_rank_zero(lambda: fingerprints(config, data))
+    finished = look_up(config, inputs)
+    if finished is None:
+        with locked(config.folder):
+            # Once more: the process that held the lock may have finished it.
+            finished = look_up(config, inputs) or _train(config, data, inputs)
+    if dist.get_global_rank() == 0:
+        add_views(config.folder, finished, data.label_names, score_key(data))
+    dist.barrier()
+    return finished
+
+
+def look_up(config: RunConfig, inputs: dict[str, str]) -> RunResults | None:
+    """The results of this very run where it has finished; all ranks call it, rank 0 looks.
+
+    Raises:
+        ConfigError: if the folder holds another run, finished or not, or damaged results.
+    """
+
+    def look() -> RunResults | None:
+        finished = finished_results(config, inputs)
+        if finished is None:
+            refuse_interrupted(config, identity_of(config, inputs))
         return finished
+
+    return from_rank_zero(look)
+
+
+def _train(config: RunConfig, data: TaskData, inputs: dict[str, str]) -> RunResults:
     started = time.perf_counter()
-    setup = _prepare(config, load_data(config) if data is None else data)
-    open_folder(config)
-    trainer, steps = _build_trainer(setup)
-    before = _measure_before(setup, trainer)
-    if int(trainer.state.timestamp.batch) < steps:
-        trainer.fit()
-    after = {split: _evaluate(setup, split) for split in setup.eval_data}
+    setup = prepare(config, data)
+    if not any(key.startswith('model') for key in inputs):
+        # Only now that it has been loaded is the commit of a model on the hub known.
+        inputs = from_rank_zero(lambda: fingerprints(config, data))
+    identity = identity_of(config, inputs)
+    checkpoint, described = from_rank_zero(lambda: open_folder(config, identity))
+    history = HistoryLogger(config.folder / HISTORY_FILE)
+    trainer, steps, identified = build_trainer(setup, identity, checkpoint, history)
+    if checkpoint is not None and not described and not identified:
+        raise ConfigError(
+            f'Nothing says which run the checkpoint {checkpoint} is of: choose another run_name, or delete the folder.'
+        )
+    of_unknown = checkpoint if not identified else None
+    from_rank_zero(lambda: enter_folder(config, identity, of_unknown=of_unknown))
+    try:
+        before = _measure_before(setup, trainer)
+        if int(trainer.state.timestamp.batch) < steps:
+            trainer.fit()
+        elif trainer.state.evaluators and not history.logs(steps, f'metrics/{setup.primary_split}/'):
+            trainer.eval()  # killed between the last checkpoint and the last evaluation
+        after = {split: _evaluate(setup, split) for split in setup.eval_data}
+    except BaseException as error:
+        step = int(trainer.state.timestamp.batch)
+        error.__notes__ = [f'{config.run_name} is at step {step} of {steps}']  # pyright: ignore
+        raise
+    finally:
+        trainer.close()  # whatever happened, the history gets its last rows
     train_seconds = trainer.state.timestamp.total_wct.total_seconds() if trainer.state.timestamp.total_wct else 0.0
-    trainer.close()
     timing = Timing(
         train_seconds=train_seconds,
         steps=steps,
         seconds_per_step=train_seconds / steps,
         total_seconds=time.perf_counter() - started,
     )
-    return _write_folder(setup, before, after, timing)
+    history.seal()
+    return _write_folder(setup, inputs, before, after, timing)
 
 
 def load_data(config: RunConfig) -> TaskData:
@@ -127,131 +132,20 @@ def load_data(config: RunConfig) -> TaskData:
         return load_task_data(config.task, config.data)
 
 
-def _prepare(config: RunConfig, data: TaskData) -> _Setup:
-    device = get_device(config.train.device)
-    if dist.get_world_size() > 1:
-        dist.initialize_dist(device)
-    precision = choose_precision(config.train, device)
-    rank_batch_size(config.train.batch_size, 'train.batch_size')
-    silence_transformers()
-    # The head is random: the same seed gives every arm, and every rank, the same one.
-    reproducibility.seed_all(config.seed)
-    model, tokenizer = build_model(config.model, data.label_names)
-    check_fit(model, tokenizer, config.data.max_length)
-    metrics = list(task_metrics(data.task).values())
-    composer_model = build_composer_model(
-        model,
-        tokenizer,
-        eval_metrics=metrics,
-        label_smoothing=config.train.label_smoothing,
-        peft=config.peft,
-        fsdp=config.fsdp is not None,
-    )
-    with user_errors('model'):
-        reader = FeatureReader(composer_model)
-
-    def encode(split: Any) -> Any:
-        return tokenize(split, tokenizer, max_length=config.data.max_length, cache_dir=config.data.cache_dir)
-
-    # Rows without labels teach nothing without a teacher.
-    distils = DISTILLATION in config.algorithms
-    with user_errors('data'):
-        encoded = encode(concatenate(data.train, data.unlabelled) if distils else data.train)
-        train_data = train_dataloader(
-            encoded,
-            tokenizer,
-            batch_size=config.train.batch_size,
-            seed=config.seed,
-            group_by_length=config.data.group_by_length,
-            num_workers=config.train.num_workers,
-        )
-        eval_data = {
-            name: eval_dataloader(encode(split), tokenizer, batch_size=config.train.eval_batch_size)
-            for name, split in data.eval_splits.items()
-        }
-    algorithms = build_algorithms(config.algorithms)
-    with user_errors(f'algorithms.{DISTILLATION}'):
-        for algorithm in algorithms:
-            if isinstance(algorithm, KnowledgeDistillation):
-                prepare_distillation(
-                    algorithm,
-                    data,
-                    tokenizer,
-                    max_length=config.data.max_length,
-                    device=device,
-                    precision=precision,
-                    cache_dir=config.data.cache_dir,
-                )
-    return _Setup(config, data, composer_model, reader, train_data, eval_data, algorithms, device, precision)
-
-
-def _build_trainer(setup: _Setup) -> tuple[Trainer, int]:
-    config = setup.config
-    steps_per_epoch = len(setup.train_data.dataloader)  # pyright: ignore[reportArgumentType]
-    count = {'steps_per_epoch': steps_per_epoch, 'batch_size': config.train.batch_size}
-    steps = to_steps(config.train.max_duration, **count)
-    warmup = to_steps(config.scheduler.warmup, **count, total=steps)
-    eval_every = Time.from_timestring(config.train.eval_interval)
-    evaluators = [
-        Evaluator(
-            label=name,
-            dataloader=data,
-            device_eval_microbatch_size=config.train.eval_batch_size,
-        )
-        for name, data in setup.eval_data.items()
-    ]
-    shown = {'loss/train/total': 'loss', 'cmi/cmi': 'cmi', setup.score_key: setup.data.task.primary_metric}
-    loggers = [HistoryLogger(config.folder / HISTORY_FILE)]
-    loggers += [build_logger(name, kwargs, config.folder) for name, kwargs in config.loggers.items()]
-    if config.train.progress_bar:
-        loggers.append(ProgressBar(config.folder.name, shown))
-    rank_batch = rank_batch_size(config.train.batch_size, 'train.batch_size')
-    # Composer says so for every last batch of an evaluation; nothing is wrong with one.
-    warnings.filterwarnings('ignore', message='Cannot split tensor of length')
-    with user_errors(), safe_loading(config.folder / 'checkpoints'):
-        trainer = Trainer(
-            model=setup.model,
-            run_name=config.run_name,
-            seed=config.seed,
-            # In steps, so that shares of it ('0.3dur') are exact to the step.
-            max_duration=f'{steps}ba',
-            train_dataloader=setup.train_data,
-            eval_dataloader=evaluators if eval_every.value > 0 else None,
-            eval_interval=config.train.eval_interval if eval_every.value > 0 else 1,
-            optimizers=build_optimizer(setup.model, config.optimizer),
-            schedulers=build_scheduler(warmup, steps),
-            step_schedulers_every_batch=True,
-            algorithms=setup.algorithms,
-            loggers=loggers,
-            progress_bar=False,
-            device=setup.device,
-            precision=setup.precision,
-            device_train_microbatch_size=config.train.microbatch_size or rank_batch,
-            parallelism_config=build_parallelism(config),
-            save_folder=str(config.folder / 'checkpoints'),
-            save_interval=config.checkpoint.save_interval,
-            save_num_checkpoints_to_keep=config.checkpoint.num_keep,
-            save_overwrite=True,
-            autoresume=config.checkpoint.autoresume,
-            load_progress_bar=False,
-            python_log_level='warning',
-        )
-    return trainer, steps
-
-
-def _evaluate(setup: _Setup, split: str) -> Evaluation:
+def _evaluate(setup: Setup, split: str) -> Evaluation:
     data = setup.eval_data[split]
     return evaluate(setup.model, setup.reader, data, device=setup.device, precision=setup.precision)
 
 
-def _measure_before(setup: _Setup, trainer: Trainer) -> dict[str, Any] | None:
+def _measure_before(setup: Setup, trainer: Trainer) -> dict[str, Any] | None:
     """Held-out information of the model that training starts from; a resumed run reads what was measured then."""
     path = setup.config.folder / BEFORE_FILE
     if int(trainer.state.timestamp.batch) > 0:
-        return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else None
+        remedy = 'delete it, and the run goes on without what was measured before training'
+        return from_rank_zero(lambda: json.loads(read_checked(path, remedy)) if path.is_file() else None)
     before = information(_evaluate(setup, setup.primary_split), len(setup.data.label_names))
     if dist.get_global_rank() == 0:
-        write_json(path, before)
+        write_json(path, before, checked=True)
     return before
 
 
@@ -261,16 +155,22 @@ def _teacher_facts(algorithms: list[Algorithm]) -> dict[str, Any] | None:
 
 
 def _write_folder(
-    setup: _Setup, before: dict[str, Any] | None, after: dict[str, Evaluation], timing: Timing
+    setup: Setup,
+    inputs: dict[str, str],
+    before: dict[str, Any] | None,
+    after: dict[str, Evaluation],
+    timing: Timing,
 ) -> RunResults:
     config, data, primary = setup.config, setup.data, after[setup.primary_split]
     measured = {'before': before, 'after': information(primary, len(data.label_names))}
+    with user_errors():  # logits that are not finite
+        scores = {split: score(data.task, part.logits, part.labels) for split, part in after.items()}
     results = RunResults(
         run_name=config.run_name,
         task=config.task,
         seed=config.seed,
         metric=data.task.primary_metric,
-        scores={split: score(data.task, part.logits, part.labels) for split, part in after.items()},
+        scores=scores,
         cmi={
             when: {space: Information(**values) for space, values in spaces.items()}
             for when, spaces in measured.items()
@@ -284,6 +184,7 @@ def _write_folder(
         },
         majority=data.constant_answer,
         data_fingerprint=data.fingerprint,
+        fingerprints=inputs,
         versions=versions(),
         git=git_state(),
         teacher=_teacher_facts(setup.algorithms),
@@ -306,19 +207,8 @@ def _write_folder(
         for split, part in after.items():
             write_predictions(config.folder / f'predictions_{split}.csv', part)
             write_features(config.folder / f'features_{split}.npz', part, data.label_names)
-        plot_run(
-            config.folder / 'cmi.png',
-            title=f'{config.run_name} ({config.task}, seed {config.seed})',
-            history=read_history(config.folder / HISTORY_FILE),
-            after=primary,
-            label_names=data.label_names,
-            score_key=setup.score_key,
-            score_name=data.task.primary_metric,
-            information=results.model_dump()['cmi'],
-        )
-        write_model_card(config.folder / 'model' / 'README.md', results, data.label_names)
-        # Last: a folder with results.json is a finished one.
-        write_json(config.folder / RESULTS_FILE, results.model_dump(mode='json'))
+        # Last of what counts: a folder with results.json is a finished one. Pictures of it come after.
+        write_json(config.folder / RESULTS_FILE, results.model_dump(mode='json'), checked=True)
     dist.barrier()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import os
 import time
+import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ from composer.core import State
 from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 
-from composer_cmi.run.outputs.files import write_text
+from composer_cmi.run.outputs.files import enter_digests, file_digest, naming, read_checked, write_text
 
 __all__ = ['HISTORY_FILE', 'HistoryLogger', 'read_history']
 
@@ -24,8 +28,10 @@ _HISTORY_SECONDS = 10.0
 class HistoryLogger(LoggerDestination):
     """Keep every logged metric in ``history.csv``, one row a step; a killed and resumed run leaves one history.
 
-    The rows travel in Composer's checkpoint, so that a resumed run goes on from those of the step that it resumes at.
-    The file is rewritten in whole every few seconds and at the end of each epoch.
+    Rows are appended every few seconds, at the end of each epoch and at every checkpoint; the newest step's is held
+    back, as more may be logged for it. A metric that is logged for the first time is a new column, for which alone the
+    file is written anew. A checkpoint holds the row held back, the number of rows before it and their digest: a
+    resumed run keeps exactly those rows of the file.
 
     Args:
         path: The file.
@@ -33,51 +39,131 @@ class HistoryLogger(LoggerDestination):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.rows: dict[int, dict[str, Any]] = {}
-        self._written = time.monotonic()
+        self._columns: list[str] = []
+        self._pending: dict[int, dict[str, Any]] = {}
+        self._written = 0  # rows in the file, and the digest of their contents, whatever the columns
+        self._digest = hashlib.sha256()
+        self._resumed = False
+        self._flushed = time.monotonic()
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         if step is None:
             return
-        row = self.rows.setdefault(step, {})
+        row = self._pending.setdefault(step, {})
         for name, value in metrics.items():
             # A tensor is read when the file is written: reading it now would wait for the device at every step.
             row[name] = value.detach().clone() if isinstance(value, torch.Tensor) else value
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        if time.monotonic() - self._written > _HISTORY_SECONDS:
-            self.write()
+        if time.monotonic() - self._flushed > _HISTORY_SECONDS:
+            self.flush()
 
     def epoch_end(self, state: State, logger: Logger) -> None:
-        self.write()
+        self.flush()
 
-    def fit_end(self, state: State, logger: Logger) -> None:
-        self.write()
+    def close(self, state: State, logger: Logger) -> None:
+        try:
+            self.finish()
+        except OSError as error:  # at the end of a run that has its own error to tell
+            warnings.warn(f'The last rows of {self.path} are not written: {error}.')
+
+    def logs(self, step: int, prefix: str) -> bool:
+        """Whether a metric of that prefix waits among the rows that are not in the file yet."""
+        return any(name.startswith(prefix) for name in self._pending.get(step, ()))
 
     def state_dict(self) -> dict[str, Any]:
-        # A plain string: it loads with weights_only=True and needs no schema of its own.
-        return {'csv': self._as_csv()}
+        self.flush()
+        # Plain strings and numbers: they load with weights_only=True and need no schema of their own.
+        return {'rows': self._written, 'sha256': self._digest.hexdigest(), 'csv': _as_csv(self._pending)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rows = {int(row.pop('step')): row for row in _parse_history(state['csv'])}
+        self._resumed = True
+        self._pending = {int(row.pop('step')): {**row} for row in _parse_cells(state['csv'])}
+        if dist.get_global_rank() != 0 or 'rows' not in state:  # an earlier version held all rows in the checkpoint
+            return
+        try:
+            rows = _parse_cells(self.path.read_text(encoding='utf-8'))[: state['rows']]
+        except (OSError, ValueError):
+            rows = []
+        self._rewrite(rows)
+        if self._digest.hexdigest() != state['sha256']:
+            warnings.warn(
+                f'{self.path} has lost or changed rows that the checkpoint knew of: the metrics before this step are '
+                'what is left in it; the training itself is not touched.'
+            )
 
-    def write(self) -> None:
-        """Write what has been logged so far."""
-        self._written = time.monotonic()
-        if dist.get_global_rank() == 0 and self.rows:
-            write_text(self.path, self._as_csv())
+    def flush(self, *, everything: bool = False) -> None:
+        """Append what is complete: all rows but the newest step's, or ``everything``."""
+        self._flushed = time.monotonic()
+        if dist.get_global_rank() != 0:
+            self._pending = {} if everything or not self._pending else {max(self._pending): {}}
+            return
+        held = None if everything else max(self._pending, default=None)
+        ready = {step: _cells(step, self._pending[step]) for step in sorted(self._pending) if step != held}
+        if not ready:
+            return
+        if not self._written and not self._resumed:
+            self.path.unlink(missing_ok=True)  # of another start, which left no checkpoint
+        new = {name for row in ready.values() for name in row if name not in self._columns}
+        if new or not self.path.is_file():
+            old = _parse_cells(self.path.read_text(encoding='utf-8')) if self.path.is_file() else []
+            self._rewrite([*old[: self._written], *ready.values()])
+        else:
+            self._append(list(ready.values()))
+        self._pending = {} if held is None else {held: self._pending[held]}
 
-    def _as_csv(self) -> str:
-        for row in self.rows.values():
-            for name, value in row.items():
-                if isinstance(value, torch.Tensor):
-                    row[name] = value.item()
-        names = sorted({name for row in self.rows.values() for name in row}, key=_column_order)
+    def finish(self) -> None:
+        """Write all rows; nothing is logged any more."""
+        self.flush(everything=True)
+
+    def seal(self) -> None:
+        """Write all rows, and the digest by which the file is checked when it is read again."""
+        self.finish()
+        if dist.get_global_rank() == 0 and self.path.is_file():
+            enter_digests(self.path.parent, {self.path.name: file_digest(self.path)})
+
+    def _append(self, rows: list[dict[str, str]]) -> None:
         text = io.StringIO()
-        writer = csv.DictWriter(text, ['step', *names], lineterminator='\n')
+        csv.DictWriter(text, self._columns, lineterminator='\n').writerows(rows)
+        with naming(self.path), self.path.open('a', encoding='utf-8', newline='') as file:
+            size = os.fstat(file.fileno()).st_size
+            try:
+                file.write(text.getvalue())
+                file.flush()
+            except OSError:
+                os.ftruncate(file.fileno(), size)  # a full disk: no half row
+                raise
+        self._count(rows)
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        names = {name for row in rows for name in row} - {'step'}
+        self._columns = ['step', *sorted(names, key=_column_order)]
+        self._written, self._digest = 0, hashlib.sha256()
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns, lineterminator='\n')
         writer.writeheader()
-        writer.writerows({'step': step, **self.rows[step]} for step in sorted(self.rows))
-        return text.getvalue()
+        writer.writerows(rows)
+        write_text(self.path, text.getvalue())
+        self._count(rows)
+
+    def _count(self, rows: Iterable[Mapping[str, str]]) -> None:
+        for row in rows:
+            self._digest.update(repr(sorted(row.items())).encode())
+            self._written += 1
+
+
+def _cells(step: int, row: Mapping[str, Any]) -> dict[str, str]:
+    values = {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in row.items()}
+    return {'step': str(step), **{name: str(value) for name, value in values.items() if str(value)}}
+
+
+def _as_csv(rows: Mapping[int, Mapping[str, Any]]) -> str:
+    cells = [_cells(step, rows[step]) for step in sorted(rows)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ['step', *{name: None for row in cells for name in row if name != 'step'}])
+    writer.writeheader()
+    writer.writerows(cells)
+    return text.getvalue()
 
 
 def _column_order(name: str) -> tuple[int, str]:
@@ -86,12 +172,23 @@ def _column_order(name: str) -> tuple[int, str]:
 
 
 def read_history(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a ``history.csv``, without the cells that are empty."""
-    return _parse_history(Path(path).read_text(encoding='utf-8'))
+    """The rows of a ``history.csv``, without the cells that are empty.
+
+    Raises:
+        ConfigError: if the file of a finished run is damaged.
+    """
+    remedy = f'delete {Path(path).with_name("results.json")} and run again, which keeps what can be read'
+    return _parse(read_checked(path, remedy).decode('utf-8'))
 
 
-def _parse_history(text: str) -> list[dict[str, Any]]:
-    return [{name: _number(cell) for name, cell in row.items() if cell} for row in csv.DictReader(io.StringIO(text))]
+def _parse(text: str) -> list[dict[str, Any]]:
+    return [{name: _number(cell) for name, cell in row.items()} for row in _parse_cells(text)]
+
+
+def _parse_cells(text: str) -> list[dict[str, str]]:
+    # A last line without its end is what a kill left of a row.
+    whole = text[: text.rfind('\n') + 1]
+    return [{name: cell for name, cell in row.items() if name and cell} for row in csv.DictReader(io.StringIO(whole))]
 
 
 def _number(cell: str) -> Any:

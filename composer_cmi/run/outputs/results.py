@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from composer_cmi.errors import ConfigError
+from composer_cmi.run.outputs.files import read_checked
 
 __all__ = ['RESULTS_FILE', 'Information', 'RunResults', 'Timing', 'git_state', 'load_results', 'versions']
 
@@ -56,6 +57,8 @@ class RunResults(_Part):
     num_examples: dict[str, int]
     majority: dict[str, float]
     data_fingerprint: str
+    fingerprints: dict[str, str] = {}
+    """Of everything that was read: data, files of the model and the teacher, the user's code."""
     versions: dict[str, str]
     git: dict[str, Any]
     teacher: dict[str, Any] | None = None
@@ -72,14 +75,15 @@ def load_results(folder: str | Path) -> RunResults | None:
     """The results of a run folder, or None while it has not finished.
 
     Raises:
-        ConfigError: if ``results.json`` is not what this version writes.
+        ConfigError: if ``results.json`` is damaged, or not what this version writes.
     """
     path = Path(folder) / RESULTS_FILE
     if not path.is_file():
         return None
     try:
-        return RunResults.model_validate(json.loads(path.read_text(encoding='utf-8')))
-    except (json.JSONDecodeError, ValidationError) as error:
+        content = read_checked(path, 'delete it, and the same command writes it anew from the last checkpoint')
+        return RunResults.model_validate(json.loads(content))
+    except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
         reason = error.errors()[0]['msg'] if isinstance(error, ValidationError) else str(error)
         raise ConfigError(f'{path} is not a results file of this version: {reason}; delete it to run again.') from error
 

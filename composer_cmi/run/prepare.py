@@ -1,0 +1,205 @@
+"""What a run needs before its first step: model, data, algorithms, and the Trainer around them."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from composer import Evaluator, Trainer
+from composer.core import Algorithm, DataSpec, Precision, Time
+from composer.devices import Device
+from composer.models import HuggingFaceModel
+from composer.utils import reproducibility
+
+from composer_cmi.algorithms.distillation import KnowledgeDistillation
+from composer_cmi.data.task_data import (
+    TaskData,
+    concatenate,
+    eval_dataloader,
+    tokenize,
+    train_dataloader,
+)
+from composer_cmi.features import FeatureReader
+from composer_cmi.run.config.schema import RunConfig
+from composer_cmi.run.distill import prepare_distillation
+from composer_cmi.run.loggers import build_logger
+from composer_cmi.run.models import build_composer_model, build_model, silence_transformers
+from composer_cmi.run.outputs.checkpoints import CHECKPOINTS, CheckedCheckpoints, escape_braces, naming_checkpoint
+from composer_cmi.run.outputs.history import HistoryLogger
+from composer_cmi.run.outputs.identity import refuse_other
+from composer_cmi.run.progress import DivergenceCheck, ProgressBar
+from composer_cmi.run.ranks import start_device
+from composer_cmi.run.scoring import task_metrics
+from composer_cmi.run.setup import (
+    build_algorithms,
+    build_optimizer,
+    build_parallelism,
+    build_scheduler,
+    choose_precision,
+    rank_batch_size,
+    to_steps,
+    user_errors,
+)
+from composer_cmi.safe_load import safe_loading
+from composer_cmi.teachers.pretrained import check_fit
+
+__all__ = ['Setup', 'build_trainer', 'prepare', 'score_key']
+
+DISTILLATION = 'knowledge_distillation'
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is made once for a run."""
+
+    config: RunConfig
+    data: TaskData
+    model: HuggingFaceModel
+    reader: FeatureReader
+    train_data: DataSpec
+    eval_data: dict[str, DataSpec]
+    algorithms: list[Algorithm]
+    device: Device
+    precision: Precision
+
+    @property
+    def primary_split(self) -> str:
+        return next(iter(self.eval_data))
+
+    @property
+    def score_key(self) -> str:
+        """The name under which Composer logs the primary score."""
+        return score_key(self.data)
+
+
+def score_key(data: TaskData) -> str:
+    """The name under which Composer logs the primary score of the first evaluation split."""
+    metric = task_metrics(data.task)[data.task.primary_metric]
+    return f'metrics/{next(iter(data.eval_splits))}/{type(metric).__name__}'
+
+
+def prepare(config: RunConfig, data: TaskData) -> Setup:
+    """Load and build everything that can be refused.
+
+    Raises:
+        ConfigError: in one sentence.
+    """
+    device = start_device(config.train.device)
+    precision = choose_precision(config.train, device)
+    rank_batch_size(config.train.batch_size, 'train.batch_size')
+    silence_transformers()
+    # The head is random: the same seed gives every arm, and every rank, the same one.
+    reproducibility.seed_all(config.seed)
+    model, tokenizer = build_model(config.model, data.label_names)
+    check_fit(model, tokenizer, config.data.max_length)
+    metrics = list(task_metrics(data.task).values())
+    composer_model = build_composer_model(
+        model,
+        tokenizer,
+        eval_metrics=metrics,
+        label_smoothing=config.train.label_smoothing,
+        peft=config.peft,
+        fsdp=config.fsdp is not None,
+    )
+    with user_errors('model'):
+        reader = FeatureReader(composer_model)
+
+    def encode(split: Any) -> Any:
+        return tokenize(split, tokenizer, max_length=config.data.max_length, cache_dir=config.data.cache_dir)
+
+    # Rows without labels teach nothing without a teacher.
+    distils = DISTILLATION in config.algorithms
+    with user_errors('data'):
+        encoded = encode(concatenate(data.train, data.unlabelled) if distils else data.train)
+        train_data = train_dataloader(
+            encoded,
+            tokenizer,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            group_by_length=config.data.group_by_length,
+            num_workers=config.train.num_workers,
+        )
+        eval_data = {
+            name: eval_dataloader(encode(split), tokenizer, batch_size=config.train.eval_batch_size)
+            for name, split in data.eval_splits.items()
+        }
+    algorithms = build_algorithms(config.algorithms)
+    with user_errors(f'algorithms.{DISTILLATION}'):
+        for algorithm in algorithms:
+            if isinstance(algorithm, KnowledgeDistillation):
+                prepare_distillation(
+                    algorithm,
+                    data,
+                    tokenizer,
+                    max_length=config.data.max_length,
+                    device=device,
+                    precision=precision,
+                    cache_dir=config.data.cache_dir,
+                )
+    return Setup(config, data, composer_model, reader, train_data, eval_data, algorithms, device, precision)
+
+
+def build_trainer(
+    setup: Setup, identity: dict[str, Any], checkpoint: Path | None, history: HistoryLogger
+) -> tuple[Trainer, int, bool]:
+    """The Trainer, its number of steps, and whether a checkpoint was taken up that holds its run's identity."""
+    config = setup.config
+    steps_per_epoch = len(setup.train_data.dataloader)  # pyright: ignore[reportArgumentType]
+    count = {'steps_per_epoch': steps_per_epoch, 'batch_size': config.train.batch_size}
+    steps = to_steps(config.train.max_duration, **count)
+    warmup = to_steps(config.scheduler.warmup, **count, total=steps)
+    eval_every = Time.from_timestring(config.train.eval_interval)
+    evaluators = [
+        Evaluator(
+            label=name,
+            dataloader=data,
+            device_eval_microbatch_size=config.train.eval_batch_size,
+        )
+        for name, data in setup.eval_data.items()
+    ]
+    shown = {'loss/train/total': 'loss', 'cmi/cmi': 'cmi', setup.score_key: setup.data.task.primary_metric}
+    loggers: list[Any] = [history]
+    loggers += [build_logger(name, kwargs, config.folder) for name, kwargs in config.loggers.items()]
+    if config.train.progress_bar:
+        loggers.append(ProgressBar(config.folder.name, shown))
+    rank_batch = rank_batch_size(config.train.batch_size, 'train.batch_size')
+    watch = DivergenceCheck()
+    saver = CheckedCheckpoints(
+        config.folder,
+        identity=identity,
+        save_interval=config.checkpoint.save_interval,
+        num_keep=config.checkpoint.num_keep,
+        refuse=lambda there: refuse_other(config, identity, there, 'an interrupted'),
+        check=watch.check,
+    )
+    # Composer says so for every last batch of an evaluation; nothing is wrong with one.
+    warnings.filterwarnings('ignore', message='Cannot split tensor of length')
+    with user_errors(), naming_checkpoint(checkpoint), safe_loading(config.folder / CHECKPOINTS):
+        trainer = Trainer(
+            model=setup.model,
+            run_name=config.run_name,
+            seed=config.seed,
+            # In steps, so that shares of it ('0.3dur') are exact to the step.
+            max_duration=f'{steps}ba',
+            train_dataloader=setup.train_data,
+            eval_dataloader=evaluators if eval_every.value > 0 else None,
+            eval_interval=config.train.eval_interval if eval_every.value > 0 else 1,
+            optimizers=build_optimizer(setup.model, config.optimizer),
+            schedulers=build_scheduler(warmup, steps),
+            step_schedulers_every_batch=True,
+            algorithms=setup.algorithms,
+            loggers=loggers,
+            progress_bar=False,
+            device=setup.device,
+            precision=setup.precision,
+            device_train_microbatch_size=config.train.microbatch_size or rank_batch,
+            parallelism_config=build_parallelism(config),
+            # The gradient scaler of amp_fp16 may meet an overflow and skip the step.
+            callbacks=[saver] if setup.precision == Precision.AMP_FP16 else [watch, saver],
+            load_path=None if checkpoint is None else escape_braces(str(checkpoint)),
+            load_progress_bar=False,
+            python_log_level='warning',
+        )
+    return trainer, steps, saver.identified
