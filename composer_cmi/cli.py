@@ -90,7 +90,10 @@ def sweep_command(
     study_file: Annotated[str, typer.Argument(help='A study, e.g. studies/mincmi_small.yaml')],
     overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value of the study's keys: seeds=30")] = None,
     jobs: Annotated[int, typer.Option(help='Runs at a time')] = 1,
-    backend: Annotated[str, typer.Option(help='local: this machine; ray: a Ray cluster')] = 'local',
+    backend: Annotated[
+        str,
+        typer.Option(help='local: this machine; ray: a Ray cluster; commands: print one line a run for a scheduler'),
+    ] = 'local',
     dry_run: Annotated[bool, typer.Option('--dry-run', help='Check the study and list its runs')] = False,
 ) -> None:
     """Do what is left of a study: every setting, arm and seed once, tuned arms first."""
@@ -100,7 +103,9 @@ def sweep_command(
         summary = sweep(study_file, overrides or [], jobs=jobs, backend=backend, dry_run=dry_run)
     except ConfigError as error:
         raise typer.Exit(fail(str(error))) from None
-    if not dry_run:
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    if not dry_run and backend != 'commands':
         describe(summary, study_file, Console(file=sys.stdout, highlight=False))
     raise typer.Exit(1 if summary.failed else 0)
 
