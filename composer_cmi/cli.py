@@ -17,7 +17,7 @@ import typer
 
 from composer_cmi import __version__, registry
 from composer_cmi.errors import ConfigError, needs
-from composer_cmi.run.command import fail, run_file
+from composer_cmi.run.command import run_file, told
 from composer_cmi.starters import STARTERS, write_starters
 
 __all__ = ['app']
@@ -31,11 +31,13 @@ app = typer.Typer(
 
 @contextmanager
 def _one_sentence() -> Iterator[None]:
-    """What the user can mend ends the command with one sentence and exit code 2."""
+    """Whatever ends the command is one sentence, and its exit code."""
     try:
         yield
-    except ConfigError as error:
-        raise typer.Exit(fail(str(error))) from None
+    except typer.Exit:
+        raise
+    except BaseException as error:
+        raise typer.Exit(told(error)) from None
 
 
 def _show_version(wanted: bool) -> None:
@@ -145,7 +147,10 @@ def sweep_command(
     ],
     overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value of the study's keys: seeds=30")] = None,
     jobs: Annotated[int, typer.Option(help='Runs at a time')] = 1,
-    backend: Annotated[str, typer.Option(help='local: this machine; ray: a Ray cluster')] = 'local',
+    backend: Annotated[
+        str,
+        typer.Option(help='local: this machine; ray: a Ray cluster; commands: print one line a run for a scheduler'),
+    ] = 'local',
     dry_run: Annotated[bool, typer.Option('--dry-run', help='Check the study and list its runs')] = False,
 ) -> None:
     """Do what is left of a study: every setting, arm and seed once, tuned arms first."""
@@ -155,7 +160,7 @@ def sweep_command(
 
             from composer_cmi.study.execution.sweep import describe, sweep
         summary = sweep(study_file, overrides or [], jobs=jobs, backend=backend, dry_run=dry_run)
-    if not dry_run:
+    if not dry_run and backend != 'commands':
         describe(summary, study_file, Console(file=sys.stdout, highlight=False))
     raise typer.Exit(1 if summary.failed else 0)
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.config import load_config
 from composer_cmi.study.config import load_study, short_names
-from composer_cmi.study.execution.plan import check_cells, plan_reported, plan_tuning
+from composer_cmi.study.execution.facts import study_facts
+from composer_cmi.study.execution.plan import check_cells, expanded_comparisons, plan_reported, plan_tuning
+from composer_cmi.study.execution.slices import check_slices
+from composer_cmi.study.execution.tuning import choose
+from report_tools import write_scored_run
 from sweep_tools import BASE, TUNED, TWO_ARMS, events, quiet_sweep, write_study
 
 
@@ -60,6 +68,22 @@ def test_tuning_reads_a_slice_of_train_only(tmp_path):
         assert load_config(study.base, cell.overrides).data.validation_fraction is None
 
 
+MINCMI = {'algorithms.cmi_regularization': {}}
+TUNE = {'tune': {'optimizer.lr': [1e-3, 2e-3]}}
+GRID = {'grid': {'algorithms.cmi_regularization.weight': [0.1, 0.3]}}
+
+
+def test_a_grid_in_comparisons_is_every_variant_of_it(tmp_path):
+    arms = {'x': GRID, 'y': {'algorithms.cmi_regularization': {'space': 'logits'}}}
+    comparisons = [['x', 'ce'], ['y', 'x'], ['x,weight=0.1', 'ce']]
+    study = load_study(write_study(tmp_path, {**TWO_ARMS, 'arms': arms, 'comparisons': comparisons}))
+    cells = plan_reported(study, {})
+    check_cells(study, cells)
+    variants = ['x,weight=0.1', 'x,weight=0.3']
+    assert expanded_comparisons(study, cells) == [*((x, 'ce') for x in variants), *(('y', x) for x in variants)]
+    assert study_facts(study, cells)['comparisons'] == expanded_comparisons(study, cells)
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
@@ -84,6 +108,34 @@ def test_tuning_reads_a_slice_of_train_only(tmp_path):
         (
             {'arms': {'x': {'set': {'algorithms.cmi_regularization': {}}, 'tune': {'optimizer.lr': [1e-3]}}}},
             'Only x would be tuned: tune a plain cross-entropy arm',
+        ),
+        ({'arms': {'x': {}}}, 'The arms ce and x are the same run on few'),
+        (
+            {'arms': {'x': MINCMI, 'y': {'algorithms.cmi_regularization': {'space': 'features'}}}},
+            'x and y are the same run',
+        ),
+        ({'arms': {'x': {'algorithms.cmi_regularization.weight': 0}}}, 'The arms ce and x are the same run on few'),
+        (
+            # The setting's weight of 0 is merged into the arm's section: the arm is cross-entropy again.
+            {
+                'settings': {'off': {'algorithms.cmi_regularization.weight': 0}},
+                'arms': {'x': {'algorithms.cmi_regularization': {'space': 'logits'}}},
+            },
+            'The arms ce and x are the same run on off',
+        ),
+        (
+            {'arms': {'x': MINCMI, 't': TUNE, 'u': {'set': {}, 'tuned_as': 't'}}},
+            'The arms t and u are the same run on few',
+        ),
+        (
+            {'arms': {'x': TUNE}, 'tuning': {'set': {'optimizer.lr': 1e-4}}},
+            'Two tries of the arm x are the same run on few',
+        ),
+        ({'arms': {'x': {'tune': {'optimizer.lr': [1e-3, 0.001]}}}}, 'Two tries of the arm x|share one folder'),
+        ({'arms': {'x': MINCMI}, 'comparisons': [['x', 'x']]}, "'x' is compared with itself"),
+        (
+            {'arms': {'x': GRID}, 'comparisons': [['x,weight=0.9', 'ce']]},
+            "no arm 'x,weight=0.9' .*there are: x,weight=0.1",
         ),
         ({'base': 'absent.yaml'}, "no file '.*absent.yaml'"),
     ],
@@ -116,3 +168,28 @@ def test_tuning_on_reported_rows_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r'settings.leaky: \d+ of the \d+ rows that tuning is scored on are reported'):
         quiet_sweep(path)
     assert not events(tmp_path)
+
+
+def test_texts_that_recur_in_the_reported_rows_are_left_out_of_the_choice(tmp_path):
+    rows = [f'film number {i}\t{["pos", "neg"][i % 2]}' for i in range(60)]
+    dev = [f'other {i}\t{["pos", "neg"][i % 2]}' for i in range(20)] + rows[:6]  # as CoLA has it: a few recur
+    for name, lines in (('train', rows), ('dev', dev)):
+        (tmp_path / f'{name}.tsv').write_text('\n'.join(['text\tlabel', *lines]) + '\n')
+    settings = {'some': {'task': 'custom', 'data.path': str(tmp_path)}}
+    study = load_study(write_study(tmp_path, {**TUNED, 'settings': settings, 'tuning': {'validation_fraction': 0.5}}))
+    tuning = plan_tuning(study)
+    repeats = check_slices(study, tuning, plan_reported(study, {('some', 'ce_tuned'): {'optimizer.lr': 1e-3}}))
+    assert 0 < len(repeats['some']) <= 6 and repeats['some'] <= set(range(6))
+    # Rows 6 to 9 are right at the rate .002; at .001 the repeated rows are, which must not count.
+    ids = sorted({*repeats['some'], 6, 7, 8, 9})
+    for cell in tuning:
+        right = repeats['some'] if cell.candidate == 0 else {6, 7, 8, 9} if cell.candidate == 2 else set()
+        margin = np.array([[1.0, 0.0] if i in right else [0.0, 1.0] for i in ids])
+        write_scored_run(tmp_path / 'made', 'some', 'x', cell.seed, np.zeros(len(ids), dtype=int), margin)
+        folder = Path(cell.folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(tmp_path / f'made/some/x/seed{cell.seed}', folder)
+        predictions = (folder / 'predictions_dev.csv').read_text().splitlines()
+        lines = [f'{i},{line.split(",", 1)[1]}' for i, line in zip(ids, predictions[1:], strict=True)]
+        (folder / 'predictions_dev.csv').write_text('\n'.join([predictions[0], *lines]) + '\n')
+    assert choose(study, tuning, repeats)[0] == {('some', 'ce_tuned'): {'optimizer.lr': 2e-3}}

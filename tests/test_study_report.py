@@ -7,7 +7,6 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,55 +16,9 @@ from scipy import stats
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.evaluate import Evaluation
 from composer_cmi.run.outputs.files import write_features, write_json, write_text
-from composer_cmi.run.outputs.results import Information, RunResults, Timing
-from composer_cmi.study.findings.analysis import compare, load_runs
+from composer_cmi.study.findings.analysis import SCORE, compare, load_runs
 from composer_cmi.study.findings.report import report
-
-CE = [0.81, 0.80, 0.82, 0.79, 0.81, 0.80, 0.83, 0.80]
-CLEARLY_BETTER = [0.83, 0.82, 0.83, 0.81, 0.82, 0.82, 0.85, 0.81]
-NO_BETTER = [0.82, 0.79, 0.83, 0.78, 0.80, 0.81, 0.83, 0.80]
-WORSE = [score - 0.02 - 0.001 * (i % 3) for i, score in enumerate(CE)]
-
-
-def write_run(
-    root: Path,
-    setting: str,
-    arm: str,
-    seed: int,
-    score: float,
-    *,
-    rows: int = 1000,
-    task: str = 'custom',
-    **changes: Any,
-) -> Path:
-    """A finished run folder with the given accuracy; the CMI falls with the weight."""
-    folder = root / setting / arm / f'seed{seed}'
-    weight = changes.pop('weight', None)
-    algorithms = {} if weight is None else {'cmi_regularization': {'weight': weight}}
-    cmi = 0.01 / (1 + (weight or 0.0))
-    information = Information(cmi=cmi, mutual_information=0.03, relative_cmi=cmi / 0.03)
-    values: dict[str, Any] = {
-        'run_name': f'{setting}/{arm}/seed{seed}',
-        'task': task,
-        'seed': seed,
-        'metric': 'accuracy',
-        'scores': {'dev': {'accuracy': score, 'nll': 1.2 - score, 'ece': 0.05}},
-        'cmi': {when: {'features': information, 'logits': information} for when in ('before', 'after')},
-        'timing': Timing(train_seconds=10.0, steps=50, seconds_per_step=0.2 + (weight or 0) / 50, total_seconds=20.0),
-        'num_examples': {'train': 300, 'dev': rows},
-        'majority': {'dev': 0.5634},
-        'data_fingerprint': 'abc',
-        'versions': {'torch': '2.7.0'},
-        'git': {},
-        'config': {'algorithms': algorithms},
-    }
-    write_json(folder / 'results.json', RunResults(**{**values, **changes}).model_dump(mode='json'))
-    return folder
-
-
-def write_arm(root: Path, setting: str, arm: str, scores: list[float], **changes: Any) -> None:
-    for seed, score in enumerate(scores):
-        write_run(root, setting, arm, seed, score, **changes)
+from report_tools import CE, CLEARLY_BETTER, NO_BETTER, WORSE, write_arm, write_run, write_scored_run
 
 
 @pytest.fixture
@@ -82,28 +35,30 @@ def test_words_and_numbers(three_settings):
     text = files['markdown'].read_text()
     found = next(line for line in text.splitlines() if line.startswith('* Score. mincmi against ce'))
     # better: differences 2 2 1 2 1 2 2 1 points, mean 13/8, sd sqrt(1.875/7), t(7, .975) = 2.364624: 1.625 -+ 0.4327
-    assert ' gain on better (+1.62 points, [+1.19, +2.06], 8 seeds);' in found
-    assert ' LOSS on worse (-2.09 points, [-2.16, -2.02], 8 seeds);' in found
+    assert ' gain on better (+1.62 points, [+1.19, +2.06], 8 seeds alone);' in found
+    assert ' LOSS on worse (-2.09 points, [-2.16, -2.02], 8 seeds alone);' in found
     # same: 1 -1 1 -1 -1 1 0 0, mean 0, sd sqrt(6/7): 0 -+ 0.7740
-    assert ' no evidence of a gain on same (+0.00 points, [-0.77, +0.77], 8 seeds).' in found
+    assert ' no evidence of a gain on same (+0.00 points, [-0.77, +0.77], 8 seeds alone).' in found
     rows = {row['setting']: row for row in _csv(files['comparisons']) if row['metric'] == 'accuracy'}
     assert float(rows['better']['mean']) == pytest.approx(1.625)
     assert [rows['better'][key] for key in ('wins', 'ties', 'losses')] == ['8', '0', '0']
     assert rows['same']['verdict'] == 'no evidence of a gain'
 
 
-def test_numbers_are_scipys_and_holm_goes_over_the_settings(three_settings):
+def test_numbers_are_scipys_and_holm_goes_over_the_whole_study(three_settings):
     study = load_runs(three_settings)
-    found = {each.table: each for each in compare(study)}
+    found = {each.table: each for each in compare(study)[SCORE]}
     raw = {}
     for setting, scores in (('better', CLEARLY_BETTER), ('same', NO_BETTER), ('worse', WORSE)):
         raw[setting] = stats.ttest_rel(100 * np.array(scores), 100 * np.array(CE))
-        assert found[setting].difference.t_p == pytest.approx(raw[setting].pvalue)
+        assert found[setting].p == found[setting].difference.t_p == pytest.approx(raw[setting].pvalue)
         interval = raw[setting].confidence_interval()
-        assert (found[setting].difference.t_low, found[setting].difference.t_high) == pytest.approx(tuple(interval))
-    assert found['same'].holm_p == pytest.approx(raw['same'].pvalue)
+        assert found[setting].interval == pytest.approx(tuple(interval))
+    # NLL is 1.2 - score here: each p stands twice in the family of 3 settings x 2 metrics, and ECE is in none.
     smallest = min(raw, key=lambda setting: raw[setting].pvalue)
-    assert found[smallest].holm_p == pytest.approx(3 * raw[smallest].pvalue)
+    assert found[smallest].holm_p == pytest.approx(6 * raw[smallest].pvalue, rel=1e-6)
+    assert found['same'].holm_p == 1.0
+    assert {each.verdict for each in compare(study)['ece']} == {'exploratory'}
 
 
 def test_one_lucky_setting_of_ten_is_no_gain(tmp_path):
@@ -124,7 +79,7 @@ def test_the_variants_of_a_grid_are_one_family(tmp_path):
     for weight in range(1, 10):
         scores = [a + b for a, b in zip(CE, noise, strict=True)] if weight == 5 else NO_BETTER
         write_arm(tmp_path, 's', f'mincmi,weight={weight}', scores, weight=float(weight))
-    verdicts = {each.arm: each.verdict for each in compare(load_runs(tmp_path))}
+    verdicts = {each.arm: each.verdict for each in compare(load_runs(tmp_path))[SCORE]}
     assert set(verdicts.values()) == {'no evidence of a gain'}
 
 
@@ -142,9 +97,9 @@ def test_what_cannot_decide_is_set_apart_with_the_majority_line(tmp_path, task, 
     write_arm(tmp_path, 'small', 'ce', CE, task=task, rows=rows)
     write_arm(tmp_path, 'small', 'mincmi', [score + 0.1 for score in CLEARLY_BETTER], task=task, rows=rows)
     study = load_runs(tmp_path)
-    found = {each.table: each for each in compare(study)}
+    found = {each.table: each for each in compare(study)[SCORE]}
     assert found['small'].verdict == 'set apart'
-    assert found['good'].holm_p == pytest.approx(found['good'].difference.t_p)  # a family of one
+    assert found['good'].holm_p == pytest.approx(2 * found['good'].difference.t_p)  # a family of score and NLL
     text = report(tmp_path)['markdown'].read_text()
     assert 'a constant answer scores 56.34' in text
     assert 'small' not in text.split('## Scores')[1].split('## Paired')[0]
@@ -154,7 +109,7 @@ def test_what_cannot_decide_is_set_apart_with_the_majority_line(tmp_path, task, 
 
 def test_a_seed_without_its_pair_is_left_out_and_shown(three_settings):
     (three_settings / 'better' / 'ce' / 'seed3' / 'results.json').unlink()
-    comparison = next(each for each in compare(load_runs(three_settings)) if each.table == 'better')
+    comparison = next(each for each in compare(load_runs(three_settings))[SCORE] if each.table == 'better')
     assert comparison.seeds == [0, 1, 2, 4, 5, 6, 7]
     text = report(three_settings)['markdown'].read_text()
     assert re.search(r'\| ce \| 81\.00 \| 80\.00 \| 82\.00 \| - \| 81\.00', text)
@@ -171,7 +126,7 @@ def test_few_seeds_claim_nothing_and_equal_counts_are_equal_scores(tmp_path):
     share = [float(np.float32(count / 500)) for count in (410, 411, 412, 413)]
     write_arm(tmp_path, 's', 'ce', share[:3])
     write_arm(tmp_path, 's', 'mincmi', share[1:])
-    (found,) = compare(load_runs(tmp_path))
+    (found,) = compare(load_runs(tmp_path))[SCORE]
     assert found.verdict == 'no evidence of a gain (fewer than 5 seeds prove nothing)'
     assert found.difference.sd == pytest.approx(0, abs=1e-9)
     assert np.isnan(found.difference.t_p)
@@ -179,31 +134,26 @@ def test_few_seeds_claim_nothing_and_equal_counts_are_equal_scores(tmp_path):
 
 
 def test_mcnemar_reads_the_predictions_of_the_same_rows(tmp_path):
+    labels = np.array([1] * 20 + [-100])
     for arm, right in (('ce', 10), ('mincmi', 18)):
-        folder = write_run(tmp_path, 's', arm, 0, right / 20)
-        lines = [f'{i},1,{int(i < right)},0.0,1.0' for i in range(20)] + ['20,,1,0.0,1.0']
-        write_text(folder / 'predictions_dev.csv', '\n'.join(['example_id,label,prediction,logit_0,logit_1', *lines]))
-    comparison = compare(load_runs(tmp_path))[0]
+        logits = np.where(np.arange(21)[:, None] < right, [0.0, 1.0], [1.0, 0.0])
+        write_scored_run(tmp_path, 's', arm, 0, labels, logits)
+    comparison = compare(load_runs(tmp_path))[SCORE][0]
     # 8 rows only the arm, none only the baseline: 2 / 2^8
     assert comparison.mcnemar == {0: (8, 0, 0.0078125)}
     assert '| mincmi | ce | s | 1 | 8.0 | 0.0 | 1 of 1 | 0 of 1 |' in report(tmp_path)['markdown'].read_text()
 
 
 def test_a_loss_of_scale_alone_is_none_in_scaled_nll(tmp_path):
+    labels = np.random.default_rng(9).integers(0, 2, 200)
     for seed in range(6):
         draw = np.random.default_rng(seed)
-        labels = draw.integers(0, 2, 200)
         margin = (2 * labels - 1) + draw.normal(0, 1 + 0.1 * seed, 200)
         for arm, scale in (('ce', 2.0), ('mincmi', 0.2)):
-            scores = {'dev': {'accuracy': 0.9, 'nll': 0.3 / scale + 0.01 * seed * scale, 'ece': 0.05}}
-            folder = write_run(tmp_path, 's', arm, seed, 0.9, scores=scores)
-            lines = [f'{i},{labels[i]},{int(margin[i] > 0)},0.0,{scale * margin[i]:.9g}' for i in range(200)]
-            write_text(
-                folder / 'predictions_dev.csv', '\n'.join(['example_id,label,prediction,logit_0,logit_1', *lines])
-            )
-    study = load_runs(tmp_path)
-    assert compare(study, 'nll')[0].verdict == 'loss'
-    (scaled,) = compare(study, 'scaled_nll')
+            write_scored_run(tmp_path, 's', arm, seed, labels, np.stack([0 * margin, scale * margin], axis=1))
+    found = compare(load_runs(tmp_path))
+    assert found['nll'][0].verdict == 'loss'
+    (scaled,) = found['scaled_nll']
     assert scaled.difference.mean == pytest.approx(0, abs=1e-4) and scaled.verdict != 'loss'
     assert 'Scaled NLL (lower is better). mincmi against ce: no evidence' in report(tmp_path)['markdown'].read_text()
 

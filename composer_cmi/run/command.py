@@ -18,7 +18,7 @@ from pathlib import Path
 
 from composer_cmi.errors import ConfigError, needs
 
-__all__ = ['fail', 'guarded', 'machine_trouble', 'main', 'run_file']
+__all__ = ['fail', 'guarded', 'machine_trouble', 'main', 'run_file', 'told']
 
 USER_ERROR = 2
 UNEXPECTED = 70
@@ -82,21 +82,26 @@ def guarded(work: Callable[[], int | None], folder: Callable[[], Path | None] = 
     """
     try:
         return work() or 0
-    except ConfigError as error:
+    except BaseException as error:
+        return told(error, folder)
+
+
+def told(error: BaseException, folder: Callable[[], Path | None] = lambda: None) -> int:
+    """Say in one sentence what ended a command; returns its exit code (see `guarded`)."""
+    if isinstance(error, ConfigError):
         return fail(_sentence(str(error)))
-    except KeyboardInterrupt as error:
+    if isinstance(error, KeyboardInterrupt):
         return _interrupted(error, signal.SIGINT)
-    except SystemExit as error:
+    if isinstance(error, SystemExit):
         # Composer's own handlers of these signals raise it.
         if error.code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
             return _interrupted(error, signal.Signals(int(error.code) - 128))
-        raise
-    except BaseException as error:
-        if (sentence := machine_trouble(error)) is not None:
-            return fail(sentence)
-        if int(os.environ.get('WORLD_SIZE', '1')) > 1 and _PEER_IS_GONE.search(str(error)):
-            return _peer_is_gone(error)
-        return _unexpected(error, folder())
+        raise error
+    if (sentence := machine_trouble(error)) is not None:
+        return fail(sentence)
+    if int(os.environ.get('WORLD_SIZE', '1')) > 1 and _PEER_IS_GONE.search(str(error)):
+        return _peer_is_gone(error)
+    return _unexpected(error, folder())
 
 
 def machine_trouble(error: BaseException) -> str | None:

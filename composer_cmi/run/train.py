@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 from composer import Trainer
-from composer.core import Precision
-from composer.core import Algorithm
+from composer.core import Algorithm, Precision
 from composer.models import HuggingFaceModel
 from composer.utils import dist
 

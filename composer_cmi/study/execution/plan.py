@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from composer_cmi import registry
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.config import RunConfig, load_config
 from composer_cmi.run.outputs.folder import finished_results
@@ -15,6 +18,7 @@ from composer_cmi.study.config import CE_ARM, StudyConfig, combinations, encode,
 __all__ = [
     'Cell',
     'check_cells',
+    'expanded_comparisons',
     'is_plain_ce',
     'names_of_tuned_ce',
     'plan_reported',
@@ -153,23 +157,39 @@ def check_cells(study: StudyConfig, cells: Iterable[Cell], may_differ: Collectio
 
     Raises:
         ConfigError: a run's configuration is wrong; a finished run in its folder has another one; two cells share a
-            folder; an arm is needed that has no run; `ce` is not plain cross-entropy; only CMI arms are tuned.
+            folder; two arms or two tries are the same run; an arm is needed that has no run; `ce` is not plain
+            cross-entropy; only CMI arms are tuned; a comparison names no arm.
     """
     cells = list(cells)
     by_folder = {cell.folder: cell for cell in cells}
     if len(by_folder) < len(cells):
         raise ConfigError(f'Two runs of the study {study.name} share one folder: two values of a grid have one name.')
     plain: dict[str, bool] = {}
+    same: dict[Hashable, Cell] = {}
+    doubles: list[tuple[Cell, Cell]] = []
+    others: dict[str, str] = {}
     for cell in cells:
         config = load_config(study.base, cell.overrides)
         if config.arms is not None:
             raise ConfigError(f'{study.base} has arms of its own: a study has its arms in its own file.')
         if cell.arm not in may_differ or cell.candidate is not None:
-            finished_results(config)
+            try:
+                finished_results(config)
+            except ConfigError as error:
+                others.setdefault(f'{cell.setting}/{cell.arm}', str(error))
         for needed in cell.needs:
             if cell.candidate is None and needed not in by_folder:
                 raise ConfigError(f'The arm {cell.arm} needs the run {needed}, which is not part of the study.')
         plain[cell.arm] = plain.get(cell.arm, True) and is_plain_ce(config)
+        first = same.setdefault(_essence(study, cell, config), cell)
+        if first is not cell:
+            doubles.append((first, cell))
+    if others:
+        raise ConfigError(
+            f'Finished runs of {", ".join(others)} in {study.folder} are of other settings than the study now has, '
+            f'and are not taken for them: give the study another name, or delete their folders. The first: '
+            f'{next(iter(others.values()))}'
+        )
     for name, is_plain in plain.items():
         if name.split(',')[0] == CE_ARM and not is_plain:
             raise ConfigError(
@@ -181,6 +201,68 @@ def check_cells(study: StudyConfig, cells: Iterable[Cell], may_differ: Collectio
         raise ConfigError(
             f'Only {", ".join(tuned)} would be tuned: tune a plain cross-entropy arm with the same number of tries.'
         )
+    for first, second in doubles:
+        _refuse_same(first, second)
+    expanded_comparisons(study, cells)
+
+
+def _essence(study: StudyConfig, cell: Cell, config: RunConfig) -> Hashable:
+    """Equal exactly for runs that compute the same: settings with defaults filled in, without what only measures."""
+    facts = config.resolved()
+    for key in ('output_dir', 'run_name', 'loggers', 'checkpoint'):
+        facts.pop(key, None)
+    algorithms = {}
+    for name, given in config.algorithms.items():
+        parameters = inspect.signature(registry.get_algorithm(name)).parameters.values()
+        full = {each.name: each.default for each in parameters if each.default is not each.empty} | dict(given)
+        if not (name in ('cmi_regularization', 'cmi_maximization') and full.get('weight') == 0):
+            algorithms[name] = full
+    facts['algorithms'] = algorithms
+    # What a tuned arm ends with is not known before: it is the same as another arm only by the same tuning.
+    arm = study.arms[cell.arm.split(',')[0]]
+    tuned_by = cell.arm if arm.tune else arm.tuned_as
+    return cell.setting, cell.candidate is None, tuned_by, json.dumps(facts, sort_keys=True, default=str)
+
+
+def _refuse_same(first: Cell, cell: Cell) -> None:
+    if cell.candidate is None:
+        raise ConfigError(
+            f'The arms {first.arm} and {cell.arm} are the same run on {cell.setting}: nothing would be compared. '
+            'Look for a setting or a base value that overrides what the arm sets.'
+        )
+    raise ConfigError(
+        f'Two tries of the arm {cell.arm} are the same run on {cell.setting}: nothing would be tuned. Look for a value '
+        'that is listed twice, or for tuning.set over a tuned key.'
+    )
+
+
+def expanded_comparisons(study: StudyConfig, cells: Iterable[Cell]) -> list[tuple[str, str]] | None:
+    """The pairs of `comparisons` with every variant of a grid in the place of its arm; None where none are given.
+
+    Raises:
+        ConfigError: a name is no arm and no variant, or an arm is compared with itself.
+    """
+    if study.comparisons is None:
+        return None
+    variants_of: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        if cell.candidate is None:
+            for name in (cell.arm, cell.arm.split(',')[0]):
+                variants_of.setdefault(name, {})[cell.arm] = None
+    pairs: dict[tuple[str, str], None] = {}
+    for pair in study.comparisons:
+        for name in pair:
+            # A tuned arm without a finished try has no runs, and nothing to compare.
+            if name not in variants_of and ',' in name:
+                known = ', '.join(variants_of.get(name.split(',')[0], ()))
+                raise ConfigError(f'comparisons: there is no arm {name!r} (of its grid there are: {known}).')
+        arm, baseline = pair
+        if arm == baseline:
+            raise ConfigError(f'comparisons: the arm {arm!r} is compared with itself.')
+        for one in variants_of.get(arm, ()):
+            for other in variants_of.get(baseline, ()):
+                pairs[one, other] = None
+    return [(one, other) for one, other in pairs if one != other]
 
 
 def names_of_tuned_ce(study: StudyConfig) -> list[str]:

@@ -11,24 +11,24 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 
-from composer_cmi.errors import ConfigError
 from composer_cmi.study.execution.plan import Cell
-from composer_cmi.study.execution.warm import WarmProcess
+from composer_cmi.study.execution.warm import WarmProcess, warm_up
 
-__all__ = ['RUNNER', 'Backend', 'Job', 'LocalBackend', 'Outcome', 'RayBackend', 'is_finished', 'job_of', 'log_file']
+__all__ = ['Job', 'LocalBackend', 'Outcome', 'command_of', 'is_finished', 'job_of', 'log_file', 'run_and_wait']
 
-RUNNER = (sys.executable, '-m', 'composer_cmi')
+_RUNNER = (sys.executable, '-m', 'composer_cmi')
 _KILL_AFTER = 10.0
 
 
@@ -54,12 +54,31 @@ class Job(NamedTuple):
     threads: int
     directory: str
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the run's environment has that the sweep's has not."""
+        threads = str(self.threads)
+        return {'OMP_NUM_THREADS': threads, 'MKL_NUM_THREADS': threads, 'TOKENIZERS_PARALLELISM': 'false'}
 
-@dataclass
-class _Running:
+
+class _Running(NamedTuple):
     job: Job
     process: subprocess.Popen[bytes] | WarmProcess
     started: float
+    log_begins: int
+
+
+def job_of(cell: Cell, base: str, threads: int, runner: Sequence[str] | None = None) -> Job:
+    """The process of a cell."""
+    arguments = (base, *cell.overrides)
+    return Job(str(Path(cell.folder).absolute()), tuple(runner) if runner else None, arguments, threads, os.getcwd())
+
+
+def command_of(job: Job) -> str:
+    """The run as one line for a shell."""
+    variables = [f'{name}={value}' for name, value in job.environment.items()]
+    command = shlex.join(['env', *variables, *(job.runner or _RUNNER), *job.arguments])
+    return f'cd {shlex.quote(job.directory)} && {command}'
 
 
 def is_finished(folder: str | Path) -> bool:
@@ -72,99 +91,102 @@ def log_file(folder: str | Path) -> Path:
     return Path(f'{folder}.log')
 
 
-def _start(job: Job) -> _Running | Outcome:
-    """Start a run, unless it is finished or another process is at it."""
-    lock_path = Path(f'{job.folder}.lock')
-    lock_path.parent.mkdir(parents=True, exist_ok=True)
-    with lock_path.open('w') as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return Outcome(job.folder, 'busy')
-        # Looked at under the lock: another sweep may have finished it since this one planned.
-        if is_finished(job.folder):
-            return Outcome(job.folder, 'finished')
-        threads = str(job.threads)
-        environment = {**os.environ, 'OMP_NUM_THREADS': threads, 'MKL_NUM_THREADS': threads, 'COLUMNS': '200'}
-        environment['TOKENIZERS_PARALLELISM'] = 'false'
-        with log_file(job.folder).open('ab') as log:
-            process = _spawn(job, environment, log.fileno(), lock.fileno())
-        return _Running(job, process, time.monotonic())
-
-
-def _spawn(job: Job, environment: Mapping[str, str], log: int, lock: int) -> subprocess.Popen[bytes] | WarmProcess:
+def _is_warm(job: Job) -> bool:
     # A CUDA driver that an import has touched does not survive a fork: with a GPU each run imports for itself.
-    runner = job.runner or (RUNNER if torch.cuda.is_available() else None)
-    if runner is None:
-        return WarmProcess(job.arguments, environment=environment, directory=job.directory, log=log, lock=lock)
-    return subprocess.Popen(
-        (*runner, *job.arguments),
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        cwd=job.directory,
-        pass_fds=(lock,),
-        start_new_session=True,
-    )
+    return job.runner is None and not torch.cuda.is_available()
+
+
+def _start(job: Job) -> _Running | Outcome:
+    """Start a run, unless it is finished, another process is at it, or its folder cannot be written."""
+    environment = {**os.environ, **job.environment, 'COLUMNS': '200'}
+    try:
+        Path(job.folder).parent.mkdir(parents=True, exist_ok=True)
+        with Path(f'{job.folder}.lock').open('w') as lock, log_file(job.folder).open('ab') as log:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Looked at under the lock: another sweep may have finished it since this one planned.
+            if is_finished(job.folder):
+                return Outcome(job.folder, 'finished')
+            if _is_warm(job):
+                handed = {'log': log.fileno(), 'lock': lock.fileno()}
+                process = WarmProcess(job.arguments, environment=environment, directory=job.directory, **handed)
+            else:
+                process = subprocess.Popen(
+                    (*(job.runner or _RUNNER), *job.arguments),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    cwd=job.directory,
+                    pass_fds=(lock.fileno(),),
+                    start_new_session=True,
+                )
+            return _Running(job, process, time.monotonic(), log.tell())
+    except BlockingIOError:
+        return Outcome(job.folder, 'busy')
+    except OSError as error:
+        return Outcome(job.folder, 'failed', 0.0, f'it could not be started: {error}')
 
 
 def _outcome(running: _Running) -> Outcome:
-    folder, code = running.job.folder, running.process.returncode or 0
+    folder, code = running.job.folder, running.process.poll() or 0
     seconds = time.monotonic() - running.started
     if code == 0 and is_finished(folder):
         return Outcome(folder, 'finished', seconds)
-    lines = [line.strip() for line in log_file(folder).read_text(errors='replace').splitlines() if line.strip()]
+    log = log_file(folder).read_bytes() if log_file(folder).is_file() else b''
+    lines = [line.strip() for line in log[running.log_begins :].decode(errors='replace').splitlines() if line.strip()]
+    # A run's own sentence says more than what a library prints after it.
+    last = next((line for line in reversed(lines) if line.startswith('composer-cmi')), lines[-1] if lines else '')
     reason = f'killed by {signal.Signals(-code).name}' if code < 0 else f'exit code {code}'
-    if code == 0:
-        reason = 'it ended without results.json'
-    return Outcome(folder, 'failed', seconds, f'{reason}: {lines[-1][:300] if lines else "no output"}')
+    reason = reason if code else 'it ended without results.json'
+    return Outcome(folder, 'failed', seconds, f'{reason}: {last[:300] or "no output"}')
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A Ctrl-C meanwhile waits for the end of the block: a run that is being started is known before it counts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _stop(running: Sequence[_Running]) -> None:
-    """Ask the runs' process groups to end, then end them."""
-    for signum, patience in ((signal.SIGTERM, _KILL_AFTER), (signal.SIGKILL, _KILL_AFTER)):
-        for each in running:
-            if each.process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(each.process.pid, signum)
-        deadline = time.monotonic() + patience
-        for each in running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                each.process.wait(max(0.0, deadline - time.monotonic()))
-
-
-class Backend(Protocol):
-    """Runs jobs; `submit` while `free()` is positive, then `poll` for what has ended."""
-
-    def free(self) -> int: ...
-
-    def submit(self, job: Job) -> None: ...
-
-    def poll(self) -> list[Outcome]: ...
-
-    def stop(self) -> None: ...
+    """Ask the runs' process groups to end, then end what is left of them."""
+    with _uninterrupted():
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for each in running:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(each.process.pid, number)
+            deadline = time.monotonic() + _KILL_AFTER
+            for each in running:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    each.process.wait(max(0.0, deadline - time.monotonic()))
 
 
 class LocalBackend:
-    """Up to `jobs` processes on this machine."""
+    """Processes on this machine: `submit` a few, `poll` for what has ended, `stop` to end what runs."""
 
-    def __init__(self, jobs: int) -> None:
-        self._jobs = jobs
+    def __init__(self) -> None:
         self._running: list[_Running] = []
         self._refused: list[Outcome] = []
 
-    def free(self) -> int:
-        """How many more jobs may be submitted now."""
-        return self._jobs - len(self._running)
-
     def submit(self, job: Job) -> None:
         """Start a job."""
-        started = _start(job)
-        if isinstance(started, Outcome):
-            self._refused.append(started)
-        else:
-            self._running.append(started)
+        if _is_warm(job):
+            warm_up()
+        with _uninterrupted():
+            started = _start(job)
+            if isinstance(started, Outcome):
+                self._refused.append(started)
+            else:
+                self._running.append(started)
 
     def poll(self) -> list[Outcome]:
         """What has ended since the last call."""
@@ -179,9 +201,9 @@ class LocalBackend:
         self._running = []
 
 
-def _run_and_wait(job: Job) -> Outcome:
-    """A whole job, where it is executed: on a worker of a cluster."""
-    started = _start(job)
+def run_and_wait(job: Job) -> Outcome:
+    """A whole job, where it is executed: on a worker of a cluster, by command."""
+    started = _start(job._replace(runner=job.runner or _RUNNER))
     if isinstance(started, Outcome):
         return started
     try:
@@ -189,65 +211,3 @@ def _run_and_wait(job: Job) -> Outcome:
     finally:
         _stop([started])
     return _outcome(started)
-
-
-class RayBackend:
-    """The same jobs, scheduled by Ray over its cluster; the machines share the study's folder and environment.
-
-    Args:
-        jobs: how many jobs may wait or run at once.
-        threads: CPUs that a job asks Ray for.
-        address: of a running cluster; None takes `RAY_ADDRESS`, or starts one on this machine.
-
-    Raises:
-        ConfigError: Ray is not installed.
-    """
-
-    def __init__(self, jobs: int, threads: int, address: str | None = None) -> None:
-        try:
-            import ray  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise ConfigError("The Ray backend needs the package ray: pip install 'composer-cmi[ray]'.") from error
-        self._ray: Any = ray
-        self._jobs = jobs
-        if not ray.is_initialized():
-            ray.init(address=address, log_to_driver=False, configure_logging=False, ignore_reinit_error=True)
-        gpus = 1 if ray.cluster_resources().get('GPU') else 0
-        # A job that died with its machine is done again elsewhere by the sweep, which looks for results first.
-        self._task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(_run_and_wait)
-        self._pending: dict[Any, Job] = {}
-
-    def free(self) -> int:
-        """How many more jobs may be submitted now."""
-        return self._jobs - len(self._pending)
-
-    def submit(self, job: Job) -> None:
-        """Hand a job to Ray, whose workers start runs by command."""
-        self._pending[self._task.remote(job._replace(runner=job.runner or RUNNER))] = job
-
-    def poll(self) -> list[Outcome]:
-        """What has ended since the last call."""
-        if not self._pending:
-            return []
-        ended, _ = self._ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0.05)
-        outcomes = []
-        for reference in ended:
-            job = self._pending.pop(reference)
-            try:
-                outcomes.append(self._ray.get(reference))
-            except self._ray.exceptions.RayError as error:
-                lines = str(error).strip().splitlines()
-                outcomes.append(Outcome(job.folder, 'failed', 0.0, lines[0][:300] if lines else 'Ray lost the job'))
-        return outcomes
-
-    def stop(self) -> None:
-        """Cancel what runs."""
-        for reference in self._pending:
-            self._ray.cancel(reference, force=False)
-        self._pending = {}
-
-
-def job_of(cell: Cell, base: str, threads: int, runner: Sequence[str] | None = None) -> Job:
-    """The process of a cell."""
-    arguments = (base, *cell.overrides)
-    return Job(str(Path(cell.folder).absolute()), tuple(runner) if runner else None, arguments, threads, os.getcwd())

@@ -13,7 +13,11 @@ from composer_cmi.study.execution.plan import Cell
 __all__ = ['check_slices']
 
 
-def check_slices(study: StudyConfig, tuning: Sequence[Cell], reported: Sequence[Cell]) -> None:
+# A slice that is made of reported rows by half is no accident of texts that recur.
+_MOST_REPEATS = 0.5
+
+
+def check_slices(study: StudyConfig, tuning: Sequence[Cell], reported: Sequence[Cell]) -> dict[str, set[int]]:
     """Read each tuned setting's data as tuning and as reported, and compare the texts.
 
     Args:
@@ -21,28 +25,37 @@ def check_slices(study: StudyConfig, tuning: Sequence[Cell], reported: Sequence[
         tuning: its tuning runs; one of each setting is looked at, as arms and seeds do not change the rows.
         reported: its reported runs.
 
+    Returns:
+        dict[str, set[int]]: by setting, the example ids of held-out rows whose text is a reported row's too, as in
+        sets that repeat texts (CoLA): what is tuned must not be scored on them.
+
     Raises:
-        ConfigError: a row that is scored in tuning, or trained on in tuning, is among the reported rows.
+        ConfigError: most rows that are scored in tuning are reported ones, or tuning trains on reported rows.
     """
+    repeats: dict[str, set[int]] = {}
     for setting in dict.fromkeys(cell.setting for cell in tuning):
-        texts = {}
-        for phase, cells in (('tuning', tuning), ('reported', reported)):
+        found = []
+        for cells in (tuning, reported):
             cell = next((cell for cell in cells if cell.setting == setting), None)
             if cell is None:
-                return
+                return repeats
             config = load_config(study.base, cell.overrides)
             try:
-                data = load_task_data(config.task, config.data)
+                found.append(load_task_data(config.task, config.data))
             except (ValueError, FileNotFoundError) as error:
                 raise ConfigError(f'settings.{setting}: {error}') from error
-            texts[phase] = set(data.train.joined()), {row for s in data.eval_splits.values() for row in s.joined()}
-        (tuning_train, tuning_scored), (train, scored) = texts['tuning'], texts['reported']
-        if shared := tuning_scored & scored:
+        in_tuning, in_report = found
+        scored = {row for split in in_report.eval_splits.values() for row in split.joined()}
+        held_out = next(iter(in_tuning.eval_splits.values()))
+        shared = {int(i) for i, row in zip(held_out.example_ids, held_out.joined(), strict=True) if row in scored}
+        if len(shared) > _MOST_REPEATS * len(held_out):
             raise ConfigError(
-                f'settings.{setting}: {len(shared)} of the {len(tuning_scored)} rows that tuning is scored on are '
+                f'settings.{setting}: {len(shared)} of the {len(held_out)} rows that tuning is scored on are '
                 'reported rows: what is chosen there would flatter the report. Give the data a dev file of their own.'
             )
+        if shared:
+            repeats[setting] = shared
         # Texts that the task itself repeats between train and dev are the data's own fault, and in every arm.
-        if (tuning_train & scored) - train:
-            count = len((tuning_train & scored) - train)
+        if count := len((set(in_tuning.train.joined()) & scored) - set(in_report.train.joined())):
             raise ConfigError(f'settings.{setting}: tuning trains on {count} of the reported rows.')
+    return repeats

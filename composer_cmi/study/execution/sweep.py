@@ -6,26 +6,30 @@ plan, for the report). A sweep that is killed is started again by the same comma
 
 from __future__ import annotations
 
+import shlex
 import shutil
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from rich.console import Console
 
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.outputs.files import write_json
-from composer_cmi.run.outputs.results import load_results
 from composer_cmi.study.config import StudyConfig, combinations, load_study
-from composer_cmi.study.execution.plan import Cell, check_cells, names_of_tuned_ce, plan_reported, plan_tuning
-from composer_cmi.study.execution.processes import Backend, LocalBackend, RayBackend, is_finished, job_of, log_file
+from composer_cmi.study.execution.cluster import RayBackend
+from composer_cmi.study.execution.facts import changes, definition, read_facts, study_facts
+from composer_cmi.study.execution.plan import Cell, check_cells, plan_reported, plan_tuning
+from composer_cmi.study.execution.processes import LocalBackend, command_of, is_finished, job_of, log_file
 from composer_cmi.study.execution.progress import Progress
 from composer_cmi.study.execution.slices import check_slices
+from composer_cmi.study.execution.tuning import choose
 
-__all__ = ['STUDY_FILE', 'TUNING_FILE', 'Summary', 'choose', 'describe', 'run_cells', 'sweep']
+__all__ = ['BACKENDS', 'STUDY_FILE', 'TUNING_FILE', 'Summary', 'describe', 'run_cells', 'sweep']
 
+BACKENDS = ('local', 'ray', 'commands')
 STUDY_FILE = 'study.json'
 TUNING_FILE = 'tuning.json'
 _POLL = 0.2
@@ -56,7 +60,8 @@ def sweep(
         path: the study's YAML file.
         overrides: `key=value` of the study's own keys.
         jobs: runs at a time.
-        backend: 'local' or 'ray'.
+        backend: 'local', 'ray', or 'commands', which starts nothing and prints a line for a shell for each run that can
+            be done now: those of tuning first, and those of teachers before their students.
         dry_run: check and print the plan only.
         runner: a command that a run's file and overrides are appended to, instead of `composer-cmi run`.
         console: where progress is shown.
@@ -64,63 +69,116 @@ def sweep(
     Raises:
         ConfigError: in one sentence, before the first run, for whatever is wrong.
     """
-    console = console or Console(highlight=False)
+    # Commands are alone on the standard output.
+    console = console or Console(highlight=False, stderr=backend == 'commands')
     study = load_study(path, overrides)
     if jobs < 1:
         raise ConfigError(f'--jobs must be at least 1, got {jobs}.')
-    if backend not in ('local', 'ray'):
-        raise ConfigError(f"--backend must be 'local' or 'ray', got {backend!r}.")
+    if backend not in BACKENDS:
+        raise ConfigError(f'--backend must be one of {", ".join(BACKENDS)}, got {backend!r}.')
     tuning = plan_tuning(study)
     # The first candidate stands in for what is not chosen yet: any error of a run shows before the first one starts.
     foreseen = plan_reported(study, _first_candidates(tuning, study))
     unsettled = {name for name, arm in study.arms.items() if arm.tune or arm.tuned_as}
     check_cells(study, [*tuning, *foreseen], may_differ=unsettled)
-    check_slices(study, tuning, foreseen)
+    repeats = check_slices(study, tuning, foreseen)
     names = f'{len(study.settings)} settings, arms {", ".join(study.arms)}, {len(study.seeds)} seeds'
     console.print(f'{study.name}: {names}; {len(tuning)} tuning runs, then {len(foreseen)} reported runs')
+    for setting, rows in repeats.items():
+        console.print(f'{setting}: {len(rows)} rows of the held-out slice repeat reported texts; tuning ignores them')
+    everything = [*tuning, *foreseen]
+    facts = read_facts(study.folder / STUDY_FILE)
+    if changed := changes(facts.get('definition'), definition(study)):
+        kept = sum(is_finished(cell.folder) for cell in everything)
+        console.print(
+            f'The study has changed since its last sweep: {changed}; {kept} finished runs are kept', markup=False
+        )
     if dry_run:
-        for cell in (*tuning, *foreseen):
+        for cell in everything:
             state = 'finished' if is_finished(cell.folder) else 'to do'
             console.print(f'{state:9} {cell.folder}', markup=False)
         return Summary(0, 0, {})
-    engine: Backend = LocalBackend(jobs) if backend == 'local' else RayBackend(jobs, study.threads)
+    _refuse_read_only(study.folder)
+    if backend == 'commands':
+        return _print_commands(study, tuning, repeats, runner, console)
+    engine = LocalBackend() if backend == 'local' else RayBackend(study.threads)
     try:
         first = run_cells(study, tuning, engine, jobs, runner, console, 'tuning')
-        chosen, choices = choose(study, tuning)
-        if tuning:
-            write_json(study.folder / TUNING_FILE, choices)
-        reported = plan_reported(study, chosen)
-        check_cells(study, reported)
-        write_json(study.folder / STUDY_FILE, _study_facts(study, reported))
+        reported = _settle(study, tuning, repeats)
         second = run_cells(study, reported, engine, jobs, runner, console, 'reported')
-    except BaseException:
+    except BaseException as error:
         engine.stop()
+        if isinstance(error, KeyboardInterrupt):
+            done = sum(is_finished(cell.folder) for cell in everything)
+            console.print(
+                f'Stopped: {done} of {len(everything)} runs are finished. The same command goes on: '
+                f'{shlex.join(["composer-cmi", "sweep", str(path), *overrides])}',
+                markup=False,
+                soft_wrap=True,
+            )
         raise
     failed = {**first.failed, **second.failed}
-    for setting, arm in sorted({(cell.setting, cell.arm) for cell in tuning} - set(chosen)):
+    there = {(cell.setting, cell.arm) for cell in reported}
+    for setting, arm in sorted({(cell.setting, cell.arm) for cell in tuning} - there):
         failed[f'{study.folder}/runs/{setting}/{arm}'] = 'none of its tuning runs has finished'
     return Summary(first.skipped + second.skipped, first.done + second.done, failed)
+
+
+def _refuse_read_only(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f'The study folder {folder} cannot be written to: {error.strerror or error}.') from error
+
+
+def _settle(study: StudyConfig, tuning: Sequence[Cell], repeats: Mapping[str, Collection[int]]) -> list[Cell]:
+    """Choose what is tuned, write both files of the study, and plan the reported runs."""
+    chosen, choices = choose(study, tuning, repeats)
+    if tuning:
+        write_json(study.folder / TUNING_FILE, choices)
+    reported = plan_reported(study, chosen)
+    check_cells(study, reported)
+    write_json(study.folder / STUDY_FILE, study_facts(study, reported))
+    return reported
+
+
+def _print_commands(
+    study: StudyConfig,
+    tuning: Sequence[Cell],
+    repeats: Mapping[str, Collection[int]],
+    runner: Sequence[str] | None,
+    console: Console,
+) -> Summary:
+    cells = [cell for cell in tuning if not is_finished(cell.folder)]
+    if cells:
+        then = 'when they have finished, the same command prints the reported ones'
+        console.print(f'{len(cells)} tuning runs; {then}', markup=False)
+    else:
+        cells = _settle(study, tuning, repeats)
+        by_folder = {cell.folder: cell for cell in cells}
+
+        def depth(cell: Cell) -> int:
+            return 1 + max((depth(by_folder[needed]) for needed in cell.needs), default=-1)
+
+        cells = sorted((cell for cell in cells if not is_finished(cell.folder)), key=depth)
+        console.print(f'{len(cells)} reported runs; a line that ends with "# needs" waits for those runs', markup=False)
+    for cell in cells:
+        needs = [needed for needed in cell.needs if not is_finished(needed)]
+        end = f'  # needs {" ".join(needs)}' if needs else ''
+        print(command_of(job_of(cell, study.base, study.threads, runner)) + end, flush=True)
+    return Summary(0, 0, {})
 
 
 def _first_candidates(tuning: Sequence[Cell], study: StudyConfig) -> dict[tuple[str, str], dict[str, Any]]:
     return {(cell.setting, cell.arm): combinations(study.arms[cell.arm].tune)[0] for cell in tuning}
 
 
-def _study_facts(study: StudyConfig, cells: Sequence[Cell]) -> dict[str, Any]:
-    return {
-        'name': study.name,
-        'arms': list(dict.fromkeys(cell.arm for cell in cells)),
-        'baselines': ['ce', *(name for name in names_of_tuned_ce(study) if name != 'ce')],
-        'comparisons': study.comparisons,
-        'gain': study.gain,
-        'runs': [f'{Path(cell.folder).relative_to(study.folder)}' for cell in cells],
-    }
-
-
 def run_cells(
     study: StudyConfig,
     cells: Sequence[Cell],
-    engine: Backend,
+    engine: LocalBackend | RayBackend,
     jobs: int,
     runner: Sequence[str] | None,
     console: Console,
@@ -138,7 +196,7 @@ def run_cells(
                 waiting.remove(cell)
                 failed[cell.folder] = 'a run that it needs has failed'
                 progress.failed(cell, failed[cell.folder])
-            while engine.free() > 0 and (cell := _next(waiting, not_before)):
+            while len(running) < jobs and (cell := _next(waiting, not_before)):
                 waiting.remove(cell)
                 running.add(cell.folder)
                 progress.started(cell)
@@ -179,45 +237,6 @@ def _tidy(cells: Sequence[Cell]) -> None:
             for name in ('checkpoints', 'model'):
                 if (Path(cell.folder) / name).exists():
                     shutil.rmtree(Path(cell.folder) / name, ignore_errors=True)
-
-
-def choose(
-    study: StudyConfig, tuning: Sequence[Cell]
-) -> tuple[dict[tuple[str, str], dict[str, Any]], list[dict[str, Any]]]:
-    """The best candidate of each tuned arm and setting, by the mean primary score over the tuning seeds.
-
-    A candidate counts when all of its tuning runs have finished. Equal means are decided by NLL, then by order.
-
-    Returns:
-        The chosen values by setting and arm, and all tries as rows for `tuning.json`.
-    """
-    chosen: dict[tuple[str, str], dict[str, Any]] = {}
-    rows: list[dict[str, Any]] = []
-    for setting, arm in dict.fromkeys((cell.setting, cell.arm) for cell in tuning):
-        candidates = combinations(study.arms[arm].tune)
-        tries = []
-        for number, values in enumerate(candidates):
-            mine = [cell for cell in tuning if (cell.setting, cell.arm, cell.candidate) == (setting, arm, number)]
-            runs = [load_results(cell.folder) for cell in mine]
-            found = [run for run in runs if run is not None]
-            complete = len(found) == len(mine)
-            nll = [next(iter(run.scores.values())).get('nll', 0.0) for run in found]
-            row = {
-                'setting': setting,
-                'arm': arm,
-                'values': values,
-                'scores': [run.primary_score for run in found],
-                'nll': nll,
-                'chosen': False,
-            }
-            rows.append(row)
-            if complete:
-                tries.append(((round(float(np.mean(row['scores'])), 9), -float(np.mean(nll)), -number), row))
-        if tries:
-            best = max(tries, key=lambda each: each[0])[1]
-            best['chosen'] = True
-            chosen[setting, arm] = best['values']
-    return chosen, rows
 
 
 def describe(summary: Summary, study_file: str | Path, console: Console) -> None:

@@ -6,17 +6,41 @@ fork server imports them once; each run is still a process of its own, with its 
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Mapping
+from multiprocessing import forkserver
 from multiprocessing.reduction import DupFd
 from typing import Any
 
-__all__ = ['WarmProcess']
+__all__ = ['WarmProcess', 'warm_up']
 
 _CONTEXT = multiprocessing.get_context('forkserver')
 _CONTEXT.set_forkserver_preload(['composer_cmi.run.command'])
+
+
+@functools.cache
+def warm_up() -> None:
+    """Wait for the server's imports, so that a run starts within milliseconds afterwards.
+
+    A Ctrl-C meanwhile leaves no run behind, for none is asked for yet. The server itself inherits the blocked signal:
+    it ends with the sweep, not in the middle of its imports.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    nothing = _CONTEXT.Process(target=_nothing)
+    nothing.start()
+    nothing.join()
+
+
+def _nothing() -> None:
+    pass
 
 
 class WarmProcess:
@@ -33,23 +57,12 @@ class WarmProcess:
     def __init__(
         self, arguments: tuple[str, ...], *, environment: Mapping[str, str], directory: str, log: int, lock: int
     ) -> None:
-        self._process = _CONTEXT.Process(
-            target=_Target(arguments, dict(environment), directory, log, lock), name=' '.join(arguments[:1])
-        )
+        self._process = _CONTEXT.Process(target=_Target((arguments, dict(environment), directory), (log, lock)))
         self._process.start()
-
-    @property
-    def pid(self) -> int:
-        """Of the process, which leads a session of its own."""
-        return self._process.pid or 0
-
-    @property
-    def returncode(self) -> int:
-        """Exit code, or minus the signal that ended it; only of a process that has ended."""
-        return self._process.exitcode or 0
+        self.pid = self._process.pid or 0
 
     def poll(self) -> int | None:
-        """The exit code, or None while it runs."""
+        """The exit code, or minus the signal that ended it; None while it runs."""
         return self._process.exitcode
 
     def wait(self, timeout: float | None = None) -> None:
@@ -60,23 +73,18 @@ class WarmProcess:
 class _Target:
     """What the forked process does. Descriptors are handed over when this is pickled, which starting a process does."""
 
-    def __init__(
-        self, arguments: tuple[str, ...], environment: dict[str, str], directory: str, log: int, lock: int
-    ) -> None:
-        self._plain = (arguments, environment, directory)
-        self._descriptors = (log, lock)
+    def __init__(self, plain: tuple[Any, ...], descriptors: tuple[int, ...]) -> None:
+        self._plain, self._descriptors = plain, descriptors
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return (*self._plain, *(DupFd(descriptor) for descriptor in self._descriptors))
+        return self._plain, [DupFd(descriptor) for descriptor in self._descriptors]
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        *plain, log, lock = state
-        self._plain = tuple(plain)
-        self._descriptors = (log.detach(), lock.detach())
+        self._plain, self._descriptors = state[0], tuple(descriptor.detach() for descriptor in state[1])
 
     def __call__(self) -> None:
-        arguments, environment, directory = self._plain
-        log, _ = self._descriptors
+        (arguments, environment, directory), (log, _) = self._plain, self._descriptors
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         os.setsid()
         nothing = os.open(os.devnull, os.O_RDONLY)
         for descriptor, target in ((nothing, 0), (log, 1), (log, 2)):

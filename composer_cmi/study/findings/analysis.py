@@ -1,74 +1,35 @@
-"""From run folders to comparisons: which runs there are, and what the paired differences between arms say."""
+"""From runs to comparisons: what the paired differences between arms say, over seeds and rows together."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from composer_cmi.errors import ConfigError
-from composer_cmi.run.outputs.results import RunResults, load_results
 from composer_cmi.study.findings import statistics
-from composer_cmi.study.findings.predictions import read_predictions, scaled_nll
+from composer_cmi.study.findings.crossed import Crossed, crossed
+from composer_cmi.study.findings.predictions import SCALED_NLL
+from composer_cmi.study.findings.runs import IN_NATS, LOWER_IS_BETTER, Run, read_runs
 from composer_cmi.study.findings.statistics import McNemar, PairedDifference
 
-__all__ = [
-    'IN_NATS',
-    'LOWER_IS_BETTER',
-    'SCALED_NLL',
-    'Comparison',
-    'Run',
-    'Study',
-    'Table',
-    'compare',
-    'load_runs',
-    'verdict_of',
-]
+__all__ = ['METRICS', 'SCORE', 'Comparison', 'Study', 'Table', 'compare', 'load_runs', 'verdict_of']
 
 LEVEL = 0.05
 FEWEST_ROWS = 100
 # Scores are counts: with fewer seeds the same difference comes by chance, and a t test takes it for certainty.
 FEWEST_SEEDS = 5
-SCALED_NLL = 'scaled_nll'  # the one score that no run holds: it is read from the predictions
-IN_NATS = ('nll', SCALED_NLL)
-LOWER_IS_BETTER = (*IN_NATS, 'ece')
+SCORE = 'score'  # each table's own primary metric
+METRICS = {SCORE: 'score', 'nll': 'NLL', SCALED_NLL: 'Scaled NLL', 'ece': 'ECE'}
+# ECE is no mean over rows and leans upward with few of them: it is shown, and decides nothing.
+EXPLORATORY = ('ece',)
 _UNDECIDABLE_TASKS = ('wnli',)
 _NO_GAIN = 'no evidence of a gain'
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run with its place in the study."""
-
-    setting: str
-    arm: str
-    seed: int
-    folder: Path
-    results: RunResults
-    _scaled: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
-
-    def score(self, split: str, metric: str) -> float:
-        """A score as the report prints it: shares in points of 100, NLL in nats; nan where the run has none."""
-        if metric == SCALED_NLL:
-            return self._scaled_nll(split)
-        value = self.results.scores[split].get(metric, math.nan)
-        # Shares come in float32: rounded, so that equal counts are equal scores, and equal differences are ties.
-        return value if metric in IN_NATS else round(100 * value, 4)
-
-    def _scaled_nll(self, split: str) -> float:
-        if split not in self._scaled:
-            found = read_predictions(self.predictions(split))
-            self._scaled[split] = math.nan if found is None else scaled_nll(found.logits, found.labels)
-        return self._scaled[split]
-
-    def predictions(self, split: str) -> Path:
-        """Where the run's predictions of a split lie."""
-        return self.folder / f'predictions_{split}.csv'
 
 
 class Table(NamedTuple):
@@ -86,7 +47,10 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True)
 class Study:
-    """All finished runs below a folder, and the plan that they belong to where there is one."""
+    """All finished runs below a folder, and the plan that they belong to where there is one.
+
+    `remarks` say what was left out and what was set apart, a sentence each.
+    """
 
     name: str
     runs: list[Run]
@@ -95,7 +59,8 @@ class Study:
     gain: float
     missing: list[str]
     tuning: list[dict[str, Any]]
-    tables: list[Table] = field(default_factory=list)
+    remarks: list[str]
+    tables: list[Table]
 
     def of(self, setting: str, arm: str) -> dict[int, Run]:
         """The runs of one arm on one setting by seed, in the order of the seeds."""
@@ -105,7 +70,10 @@ class Study:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One arm against one baseline on one table by one metric; differences are arm minus baseline."""
+    """One arm against one baseline on one table by one metric; differences are arm minus baseline.
+
+    `crossed` is None where predictions are missing; `holm_p` is NaN where nothing is decided.
+    """
 
     table: str
     arm: str
@@ -114,19 +82,35 @@ class Comparison:
     seeds: list[int]
     differences: list[float]
     difference: PairedDifference
-    holm_p: float
-    verdict: str
+    crossed: Crossed | None
     seeds_needed: int | None
     detectable: float
     apart: bool
+    exploratory: bool
+    holm_p: float = math.nan
+    verdict: str = ''
     mcnemar: dict[int, McNemar] = field(default_factory=dict)
+
+    @property
+    def rests_on(self) -> str:
+        """What interval, p and verdict take for chance."""
+        return 'seeds alone' if self.crossed is None else 'seeds and rows'
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval that the verdict rests on."""
+        if self.crossed is None:
+            return self.difference.t_low, self.difference.t_high
+        return float(self.crossed.low), float(self.crossed.high)
+
+    @property
+    def p(self) -> float:
+        """The two-sided p that the verdict rests on, before correction."""
+        return self.difference.t_p if self.crossed is None else float(self.crossed.p)
 
 
 def load_runs(folder: str | Path, against: Sequence[str] = ()) -> Study:
-    """Read every finished run below a folder.
-
-    A study's folder has its runs at `runs/SETTING/ARM/seedN`. Below any other folder, the last part of a run's path
-    is its arm and its task is the setting, unless the path ends like a study's.
+    """Read every finished run below a folder (`runs.read_runs`), with the plan and the tries of tuning.
 
     Args:
         folder: a study's folder, or any folder with run folders in it.
@@ -138,54 +122,41 @@ def load_runs(folder: str | Path, against: Sequence[str] = ()) -> Study:
     folder = Path(folder)
     if not folder.is_dir():
         raise ConfigError(f'There is no folder {str(folder)!r} to report on.')
-    plan = _read_json(folder / 'study.json', {})
-    root = folder / 'runs' if plan else folder
-    runs, claimed = [], {}
-    for path in sorted(root.rglob('results.json')):
-        results = load_results(path.parent)
-        if results is None or (not plan and 'tuning' in path.relative_to(root).parts):
-            continue
-        run = Run(*_place(path.parent.relative_to(root).parts, results), path.parent, results)
-        key = (run.setting, run.arm, run.seed)
-        if key in claimed:
-            raise ConfigError(
-                f'{claimed[key]} and {run.folder} are both seed {run.seed} of the arm {run.arm!r} on {run.setting!r}: '
-                'report on a folder that holds one of them.'
-            )
-        claimed[key] = run.folder
-        runs.append(run)
-    if not runs:
-        raise ConfigError(f'There is no finished run (no results.json) below {str(folder)!r}.')
+    plan = _read_json(folder / 'study.json', {}, lambda data: isinstance(data, dict))
+    tried = {'setting', 'arm', 'values', 'scores', 'chosen'}
+    tuning = _read_json(
+        folder / 'tuning.json',
+        [],
+        lambda data: isinstance(data, list) and all(isinstance(row, dict) and tried <= set(row) for row in data),
+    )
+    runs, remarks = read_runs(folder, plan)
     found = list(dict.fromkeys(run.arm for run in runs))
     arms = [*(arm for arm in plan.get('arms', ()) if arm in found)]
     arms += [arm for arm in sorted(found, key=lambda arm: (arm != 'ce', arm)) if arm not in arms]
-    missing = [place for place in plan.get('runs', ()) if not (folder / place / 'results.json').is_file()]
-    study = Study(
-        name=plan.get('name', folder.resolve().name),
+    there = {run.folder for run in runs}
+    return Study(
+        name=str(plan.get('name', folder.resolve().name)),
         runs=runs,
         arms=arms,
         comparisons=_pairs(arms, plan, against),
         gain=float(plan.get('gain', 1.0)),
-        missing=missing,
-        tuning=_read_json(folder / 'tuning.json', []),
+        missing=[place for place in plan.get('runs', ()) if folder / place not in there],
+        tuning=tuning,
+        remarks=remarks,
+        tables=_tables(runs),
     )
-    study.tables.extend(_tables(study))
-    return study
 
 
-def _read_json(path: Path, default: Any) -> Any:
+def _read_json(path: Path, default: Any, is_right: Callable[[Any], bool]) -> Any:
     if not path.is_file():
         return default
     try:
-        return json.loads(path.read_text(encoding='utf-8'))
-    except json.JSONDecodeError as error:
+        data = json.loads(path.read_text(encoding='utf-8'))
+    except (ValueError, OSError, RecursionError) as error:
         raise ConfigError(f'{path} is not valid JSON ({error}): start the sweep again, it rewrites it.') from error
-
-
-def _place(parts: Sequence[str], results: RunResults) -> tuple[str, str, int]:
-    if len(parts) >= 3 and parts[-1] == f'seed{results.seed}':
-        return parts[-3], parts[-2], results.seed
-    return results.task, parts[-1] if parts else Path(results.run_name).name, results.seed
+    if not is_right(data):
+        raise ConfigError(f'{path} is not what a sweep writes: start the sweep again, it rewrites it.')
+    return data
 
 
 def _pairs(arms: Sequence[str], plan: dict[str, Any], against: Sequence[str]) -> list[tuple[str, str]]:
@@ -204,10 +175,10 @@ def _pairs(arms: Sequence[str], plan: dict[str, Any], against: Sequence[str]) ->
     ]
 
 
-def _tables(study: Study) -> list[Table]:
+def _tables(runs: Sequence[Run]) -> list[Table]:
     tables = []
-    for setting in dict.fromkeys(run.setting for run in study.runs):
-        results = next(run.results for run in study.runs if run.setting == setting)
+    for setting in dict.fromkeys(run.setting for run in runs):
+        results = next(run.results for run in runs if run.setting == setting)
         for split in results.scores:
             rows = results.num_examples.get(split, 0)
             name = setting if len(results.scores) == 1 else f'{setting} ({split})'
@@ -224,38 +195,42 @@ def _apart(task: str, rows: int) -> str:
     return ''
 
 
-def compare(study: Study, metric: str | None = None) -> list[Comparison]:
-    """Every wanted pair of arms on every table, with Holm's correction over the tables of a pair.
+def compare(study: Study) -> dict[str, list[Comparison]]:
+    """Every wanted pair of arms on every table by every metric of `METRICS`, judged as one family.
 
-    The variants of a grid (`mincmi,weight=0.2`) count as one arm: all of them are in one family, so that the best of
-    ten is not mistaken for a finding. Tables that cannot decide are in no family.
-
-    Args:
-        study: the runs.
-        metric: 'nll', 'scaled_nll', 'ece' or another score's name; None takes each table's own primary metric.
+    The family is the study: all that may become a verdict, arms x metrics x settings, is corrected together by Holm's
+    procedure, so that any false claim at all in a study has a chance of 5 % at most. Variants of a grid and arms
+    written out by hand are in it alike. What cannot become a verdict is not: tables that cannot decide, exploratory
+    metrics, fewer than five seeds.
     """
-    raw = [_raw(study, table, pair, metric or table.metric) for pair in study.comparisons for table in study.tables]
-    found = [each for each in raw if each is not None]
-    families: dict[tuple[str, str], list[Comparison]] = {}
-    for each in found:
-        if not each.apart:
-            families.setdefault((each.arm.split(',')[0], each.baseline), []).append(each)
-    adjusted: dict[int, float] = {}
-    for family in families.values():
-        p_values = statistics.holm([each.difference.t_p for each in family])
-        adjusted.update({id(each): p for each, p in zip(family, p_values, strict=True)})
-    return [_judged(each, adjusted.get(id(each), math.nan)) for each in found]
+    asked = [(pair, table) for pair in study.comparisons for table in study.tables]
+    by_metric = {metric: [c for pair, table in asked if (c := _raw(study, table, pair, metric))] for metric in METRICS}
+    family = [each for found in by_metric.values() for each in found if _may_decide(each)]
+    adjusted = {id(each): p for each, p in zip(family, statistics.holm([each.p for each in family]), strict=True)}
+    return {
+        metric: [_judged(each, adjusted.get(id(each), math.nan)) for each in found]
+        for metric, found in by_metric.items()
+    }
 
 
-def _raw(study: Study, table: Table, pair: tuple[str, str], metric: str) -> Comparison | None:
+def _may_decide(each: Comparison) -> bool:
+    return not each.apart and not each.exploratory and each.difference.n >= FEWEST_SEEDS
+
+
+def _raw(study: Study, table: Table, pair: tuple[str, str], which: str) -> Comparison | None:
+    metric = table.metric if which == SCORE else which
     arm, baseline = study.of(table.setting, pair[0]), study.of(table.setting, pair[1])
     seeds = [seed for seed in arm if seed in baseline]
     scores = [[runs[seed].score(table.split, metric) for seed in seeds] for runs in (arm, baseline)]
     if not seeds or not np.isfinite(scores).all():
         return None
     difference = statistics.paired_difference(*scores, higher_is_better=metric not in LOWER_IS_BETTER)
+    rows = [[runs[seed].rows(table.split, metric) for seed in seeds] for runs in (arm, baseline)]
+    known = not any(values is None for of_arm in rows for values in of_arm)
+    over_both = crossed(np.subtract(*map(np.array, rows))) if known else None
     # The same difference on every seed says nothing about how much the next one would vary.
     sd = difference.sd if difference.sd > 1e-9 else math.nan
+    row_variance = 0.0 if over_both is None or math.isnan(over_both.row_variance) else float(over_both.row_variance)
     return Comparison(
         table=table.name,
         arm=pair[0],
@@ -264,17 +239,19 @@ def _raw(study: Study, table: Table, pair: tuple[str, str], metric: str) -> Comp
         seeds=seeds,
         differences=[a - b for a, b in zip(*scores, strict=True)],
         difference=difference,
-        holm_p=math.nan,
-        verdict='',
-        seeds_needed=statistics.seeds_needed(sd, study.gain) if metric not in IN_NATS else None,
-        detectable=statistics.detectable_gain(sd, difference.n),
+        crossed=over_both,
+        seeds_needed=(
+            None if metric in IN_NATS else statistics.seeds_needed(sd, study.gain, row_variance=row_variance)
+        ),
+        detectable=statistics.detectable_gain(sd, difference.n, row_variance=row_variance),
         apart=bool(table.apart),
-        mcnemar=_mcnemar(arm, baseline, seeds, table.split) if metric == table.metric else {},
+        exploratory=which in EXPLORATORY,
+        mcnemar=_mcnemar(arm, baseline, seeds, table.split) if which == SCORE else {},
     )
 
 
 def _judged(comparison: Comparison, holm_p: float) -> Comparison:
-    return Comparison(**{**comparison.__dict__, 'holm_p': holm_p, 'verdict': verdict_of(comparison, holm_p)})
+    return replace(comparison, holm_p=holm_p, verdict=verdict_of(comparison, holm_p))
 
 
 def verdict_of(comparison: Comparison, holm_p: float) -> str:
@@ -282,6 +259,8 @@ def verdict_of(comparison: Comparison, holm_p: float) -> str:
     difference = comparison.difference
     if comparison.apart:
         return 'set apart'
+    if comparison.exploratory:
+        return 'exploratory'
     if difference.n < FEWEST_SEEDS:
         return f'{_NO_GAIN} (fewer than {FEWEST_SEEDS} seeds prove nothing)'
     if math.isnan(holm_p):
@@ -295,7 +274,7 @@ def verdict_of(comparison: Comparison, holm_p: float) -> str:
 def _mcnemar(arm: dict[int, Run], baseline: dict[int, Run], seeds: Sequence[int], split: str) -> dict[int, McNemar]:
     found = {}
     for seed in seeds:
-        first, second = (read_predictions(runs[seed].predictions(split)) for runs in (arm, baseline))
-        if first and second and np.array_equal(first.example_ids, second.example_ids):
+        first, second = (runs[seed].predictions.get(split) for runs in (arm, baseline))
+        if first and second:
             found[seed] = statistics.mcnemar(*(list(each.answers == each.labels) for each in (first, second)))
     return found

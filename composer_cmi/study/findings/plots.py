@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from composer_cmi.run.outputs.history import read_history
 from composer_cmi.run.outputs.results import load_results
-from composer_cmi.study.findings.analysis import IN_NATS, Comparison, Run, Study
+from composer_cmi.study.findings.analysis import Comparison, Study
+from composer_cmi.study.findings.runs import IN_NATS, Run
 from composer_cmi.study.findings.statistics import t_interval
 
 __all__ = ['against_weight', 'clusters', 'over_training', 'paired_differences', 'teacher_and_student']
@@ -42,7 +43,7 @@ def _mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def paired_differences(comparisons: Sequence[Comparison]) -> Figure | None:
-    """Every seed's difference, one panel a pair of arms, with the mean and its 95 % t interval."""
+    """Every seed's difference, one panel a pair of arms, with the mean and the interval that the verdict rests on."""
     pairs = list(dict.fromkeys((each.arm, each.baseline) for each in comparisons))
     tables = list(dict.fromkeys(each.table for each in comparisons))
     if not pairs:
@@ -56,7 +57,7 @@ def paired_differences(comparisons: Sequence[Comparison]) -> Figure | None:
             place, index = -tables.index(each.table), tables.index(each.table)
             heights = place + jitter.uniform(-0.14, 0.14, len(each.differences))
             panel.scatter(each.differences, heights, s=26, alpha=0.55, linewidths=0, **_style(index, line=False))
-            low, high = each.difference.t_low, each.difference.t_high
+            low, high = each.interval
             if not math.isnan(low):
                 panel.plot([low, high], [place - 0.3] * 2, color='black', linewidth=2.2, solid_capstyle='butt')
             panel.plot(each.difference.mean, place - 0.3, 'D', color='black', markersize=6)
@@ -220,6 +221,9 @@ def clusters(study: Study, setting: str, split: str) -> Figure | None:
         there = [(arm, path) for arm, path in files.items() if path.is_file()]
         loaded = {arm: np.load(path) for arm, path in there[:_MOST_ARMS]}
         if loaded:
+            # Arms of other widths lie in no plane with the first one.
+            width = next(iter(loaded.values()))['features'].shape[1]
+            loaded = {arm: each for arm, each in loaded.items() if each['features'].shape[1] == width}
             break
     else:
         return None

@@ -5,18 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
+from composer_cmi.errors import ConfigError
 from composer_cmi.run.outputs.files import write_json, write_text
-from composer_cmi.study.findings import plots
-from composer_cmi.study.findings.analysis import IN_NATS, SCALED_NLL, Comparison, Study, compare, load_runs
-from composer_cmi.study.findings.render import Block, Heading, Lines, Paragraph, Picture, to_html, to_markdown
+from composer_cmi.study.findings.analysis import METRICS, SCORE, Comparison, Study, compare, load_runs
+from composer_cmi.study.findings.pictures import draw_pictures
+from composer_cmi.study.findings.predictions import SCALED_NLL
+from composer_cmi.study.findings.render import Block, Heading, Lines, Paragraph, to_html, to_markdown
+from composer_cmi.study.findings.runs import IN_NATS
 from composer_cmi.study.findings.tables import (
     difference_rows,
     interval,
@@ -32,16 +32,20 @@ from composer_cmi.study.findings.tables import (
 __all__ = ['findings', 'report']
 
 _READING = (
-    'Runs of one seed share initialisation and data order, so arms are compared by their differences per seed. '
-    'Intervals are 95 %: Student t, and bootstrap over seeds (expanded percentile, from 8 seeds on). '
-    'p is the two-sided paired t test, with Holm correction over the settings of a comparison; Wilcoxon signed-rank '
-    'and McNemar stand beside it uncorrected. A gain or a loss is claimed below a corrected p of 0.05, from five seeds '
-    'on, and nowhere else. Scores are in points of 100, of the last step of training unless the configuration says '
-    'otherwise. Scaled NLL is NLL after temperature scaling, the temperature found on one half of the rows and used on '
-    'the other: where it gains and NLL loses, the probabilities tell the classes apart better and only their scale is '
-    'off, which one temperature, fitted on held-out rows, mends.'
+    'Runs of one seed share initialisation and data order, so arms are compared by their differences per seed. A '
+    'verdict rests on an interval over seeds and rows together (crossed analysis of variance, degrees of freedom '
+    'after Satterthwaite): it speaks of new seeds and of new rows. Student t and bootstrap (expanded percentile, from'
+    ' 8 seeds on) over seeds alone stand beside it: they speak of these rows only, and where predictions are missing '
+    'the verdict rests on t over seeds alone, as the table then says. All intervals are 95 %. p is two-sided, and '
+    'corrected by Holm over the whole study: all arms, settings and metrics that may become a verdict are one family.'
+    ' A gain or a loss is claimed below a corrected p of 0.05, from five seeds on, and nowhere else. All other '
+    'numbers are exploratory: ECE, Wilcoxon signed-rank, McNemar and means over settings are shown uncorrected and '
+    'claim nothing. The seeds to see a gain, and the gain seen at 80 %, are those of one test at 5 % on these rows; a'
+    ' dash says that no number of seeds would do. Scores are in points of 100, of the last step of training unless '
+    'the configuration says otherwise. Scaled NLL is NLL at the one temperature that lowers it most on these rows, '
+    'plus 1 / rows for having chosen it there: where it gains and NLL loses, the probabilities tell the classes apart'
+    ' better and only their scale is off, which one temperature, fitted on held-out rows, mends.'
 )
-_SECONDARY = {'nll': 'NLL', SCALED_NLL: 'Scaled NLL', 'ece': 'ECE'}
 
 
 def report(folder: str | Path, out: str | Path | None = None, against: Sequence[str] = ()) -> dict[str, Path]:
@@ -56,15 +60,21 @@ def report(folder: str | Path, out: str | Path | None = None, against: Sequence[
         dict[str, Path]: the files: `markdown`, `html`, `json`, `comparisons` and `runs` (CSV).
 
     Raises:
-        ConfigError: in one sentence, if there is nothing to report on.
+        ConfigError: in one sentence, if there is nothing to report on or no place to write to.
     """
     study = load_runs(folder, against)
     out = Path(folder) / 'report' if out is None else Path(out)
-    by_score = compare(study)
-    secondary = {metric: compare(study, metric) for metric in _SECONDARY}
-    blocks = _blocks(study, by_score, secondary, out)
+    found = compare(study)
+    try:
+        return _write(study, found, out)
+    except OSError as error:
+        raise ConfigError(f'The report cannot be written to {out}: {error.strerror or error}.') from error
+
+
+def _write(study: Study, found: dict[str, list[Comparison]], out: Path) -> dict[str, Path]:
+    blocks = _blocks(study, found, out)
     title = f'Study {study.name}'
-    everything = [*by_score, *chain.from_iterable(secondary.values())]
+    everything = list(chain.from_iterable(found.values()))
     files = {
         'markdown': out / 'report.md',
         'html': out / 'report.html',
@@ -103,22 +113,23 @@ def findings(study: Study, comparisons: Sequence[Comparison], unit: str = 'point
 
 
 def _short(each: Comparison, unit: str) -> str:
-    bounds = interval(each.difference.t_low, each.difference.t_high, each.metric)
-    mean = signed(each.difference.mean, each.metric)
-    return f'{mean} {unit}, {bounds}, {each.difference.n} seeds'
+    mean, bounds = signed(each.difference.mean, each.metric), interval(*each.interval, each.metric)
+    alone = '' if each.crossed is not None else ' alone'
+    return f'{mean} {unit}, {bounds}, {each.difference.n} seeds{alone}'
 
 
-def _blocks(
-    study: Study, by_score: Sequence[Comparison], secondary: dict[str, list[Comparison]], out: Path
-) -> list[Block]:
+def _blocks(study: Study, comparisons: dict[str, list[Comparison]], out: Path) -> list[Block]:
+    by_score = comparisons[SCORE]
     settings = list(dict.fromkeys(table.setting for table in study.tables))
     seeds = sorted({run.seed for run in study.runs})
     first = f'{len(study.runs)} runs: {len(settings)} settings, {len(study.arms)} arms, {len(seeds)} seeds.'
     blocks: list[Block] = [Heading(f'Study {study.name}', 1), Paragraph(first), Heading('What was found')]
     blocks.append(Lines([f'Score. {line}' for line in findings(study, by_score)] or ['There is nothing to compare.']))
     for metric in IN_NATS:
-        lines = findings(study, secondary[metric], 'nats')
-        blocks.append(Lines([f'{_SECONDARY[metric]} (lower is better). {line}' for line in lines]))
+        lines = findings(study, comparisons[metric], 'nats')
+        blocks.append(Lines([f'{METRICS[metric]} (lower is better). {line}' for line in lines]))
+    if told := [*study.remarks, *_what_verdicts_rest_on(comparisons)]:
+        blocks.append(Lines(told))
     if study.missing:
         blocks.append(Paragraph(f'NOT FINISHED: {len(study.missing)} planned runs are missing from all of this:'))
         blocks.append(Lines(study.missing))
@@ -127,27 +138,29 @@ def _blocks(
     if decided:
         blocks += [Heading('Scores'), score_rows(study, decided)]
     blocks += [Heading('Paired differences in score'), *_differences_of(study, by_score)]
-    for metric, name in _SECONDARY.items():
-        if secondary[metric]:
+    for metric, name in METRICS.items():
+        if metric != SCORE and comparisons[metric]:
             unit = 'nats' if metric in IN_NATS else 'points of 100'
             title = f'Paired differences in {name}, {unit} (lower is better)'
-            blocks += [Heading(title), *_differences_of(study, secondary[metric])]
+            blocks += [Heading(title), *_differences_of(study, comparisons[metric])]
     if apart:
         blocks += [Heading('Set apart: these decide nothing'), score_rows(study, apart, with_majority=True)]
         blocks.append(Lines([f'{t.name}: {t.apart}; a constant answer scores {t.majority:.2f}.' for t in apart]))
     if any(each.mcnemar for each in by_score):
-        blocks += [Heading('The same rows: McNemar, seed by seed'), mcnemar_rows(by_score)]
+        blocks += [Heading('The same rows: McNemar, seed by seed (exploratory)'), mcnemar_rows(by_score)]
     blocks += [Heading('Every seed'), *seed_rows(study), Heading('Cost in time'), time_rows(study)]
     if study.tuning:
         note = 'Chosen on a held-out slice of train; the reported rows played no part.'
         blocks += [Heading('What was tuned'), Paragraph(note), tuning_rows(study)]
     if remarks := _remarks(study):
         blocks += [Heading('Remarks'), Lines(remarks)]
-    pictures = _pictures(study, by_score, secondary, out)
+    failed: list[str] = []
+    pictures = draw_pictures(study, comparisons, out, failed)
     return [
         *blocks,
         *([Heading('Pictures')] if pictures else []),
         *pictures,
+        *([Lines(failed)] if failed else []),
         Heading('How to read this'),
         Paragraph(_READING),
     ]
@@ -156,8 +169,22 @@ def _blocks(
 def _differences_of(study: Study, comparisons: Sequence[Comparison]) -> list[Block]:
     blocks: list[Block] = [difference_rows(study, comparisons)]
     if pooled := pooled_rows(study, comparisons):
-        blocks += [Paragraph('Mean over all settings that decide, seed by seed (in no family of tests):'), pooled]
+        blocks += [
+            Paragraph('Mean over all settings that decide, seed by seed (exploratory, over seeds alone):'),
+            pooled,
+        ]
     return blocks
+
+
+def _what_verdicts_rest_on(comparisons: dict[str, list[Comparison]]) -> list[str]:
+    family = [each for found in comparisons.values() for each in found if not each.apart and not each.exploratory]
+    alone = [each for each in family if each.crossed is None]
+    if not alone:
+        return []
+    return [
+        f'VERDICTS ON SEEDS ALONE: {len(alone)} of {len(family)} comparisons lack predictions of some run, and speak '
+        'of these rows only: a t test over seeds claims what new rows would not show more often than 5 % of the time.'
+    ]
 
 
 def _remarks(study: Study) -> list[str]:
@@ -173,52 +200,11 @@ def _remarks(study: Study) -> list[str]:
     return remarks
 
 
-def _pictures(
-    study: Study, by_score: Sequence[Comparison], secondary: dict[str, list[Comparison]], out: Path
-) -> list[Picture]:
-    settings = list(dict.fromkeys(table.setting for table in study.tables))
-    score = 'Score: difference of every seed; black: mean and 95 % t interval'
-    wanted: list[tuple[str, str, Figure | None]] = [('differences_score', score, _differences(by_score))]
-    for metric in IN_NATS:
-        caption = f'{_SECONDARY[metric]}: difference of every seed; left of 0 is better'
-        wanted.append((f'differences_{metric}', caption, _differences(secondary[metric])))
-    wanted += [
-        ('weight', 'Score and held-out CMI against lambda, mean and 95 % t interval', plots.against_weight(study)),
-        ('teachers', 'CMI of the teacher against the score of its student', plots.teacher_and_student(study)),
-    ]
-    for setting in settings:
-        wanted.append(
-            (f'training_{setting}', f'{setting}: information in training', plots.over_training(study, setting))
-        )
-        for table in (table for table in study.tables if table.setting == setting):
-            figure = plots.clusters(study, setting, table.split)
-            caption = f'{table.name}: clusters of f_x and their centroids, arms in one projection'
-            wanted.append((f'clusters_{setting}_{table.split}', caption, figure))
-    pictures = []
-    for name, caption, figure in wanted:
-        if figure is not None:
-            pictures.append(_save(figure, out, f'pictures/{name}.png', caption))
-    return pictures
-
-
-def _differences(comparisons: Sequence[Comparison]) -> Figure | None:
-    return plots.paired_differences([each for each in comparisons if not each.apart])
-
-
-def _save(figure: Figure, out: Path, path: str, caption: str) -> Picture:
-    picture = io.BytesIO()
-    figure.savefig(picture, format='png', dpi=110, metadata={'Software': None})
-    target = out / path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
-    aside.write_bytes(picture.getvalue())
-    os.replace(aside, target)
-    return Picture(path, caption, picture.getvalue())
-
-
 def _comparison_row(each: Comparison) -> dict[str, Any]:
     row = {'setting': each.table, 'arm': each.arm, 'baseline': each.baseline, 'metric': each.metric}
-    row |= {'verdict': each.verdict, **each.difference._asdict(), 'holm_p': each.holm_p}
+    low, high = each.interval
+    row |= {'verdict': each.verdict, 'rests_on': each.rests_on, 'low': low, 'high': high, 'p': each.p}
+    row |= {'holm_p': each.holm_p, **each.difference._asdict()}
     return row | {'seeds_needed': each.seeds_needed, 'detectable_gain': each.detectable}
 
 

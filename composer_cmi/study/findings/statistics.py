@@ -1,11 +1,13 @@
 """What the differences between paired runs can prove, and how many runs would prove more.
 
 Every function is pure and works on plain arrays. A difference is `arm - baseline` of the same seed, which shares
-initialisation and data order, so the variance that counts is that of the differences.
+initialisation and data order, so the variance that counts is that of the differences. What the rows of the evaluation
+set add to it is in `crossed.py`.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
 from typing import NamedTuple
 
@@ -194,6 +196,8 @@ def paired_difference(
 def holm(p_values: ArrayLike) -> list[float]:
     """Holm's step-down adjustment of a family of p values (Holm 1979); NaN stays NaN and is not counted.
 
+    It holds however the tests hang together, as those of one study do: they share baselines, seeds and rows.
+
     Returns:
         list[float]: adjusted p values in the given order, each at most 1.
     """
@@ -207,20 +211,29 @@ def holm(p_values: ArrayLike) -> list[float]:
     return adjusted.tolist()
 
 
-def power_of_paired_t_test(n: int, gain: float, sd: float, alpha: float = 0.05) -> float:
-    """Chance that a two-sided paired t test on `n` seeds sees a true gain, by the noncentral t distribution."""
+def power_of_paired_t_test(n: int, gain: float, sd: float, alpha: float = 0.05, row_variance: float = 0.0) -> float:
+    """Chance that a two-sided paired t test on `n` seeds sees a true gain, by the noncentral t distribution.
+
+    `row_variance` is the part of the mean's variance that more seeds on the same rows do not lessen; the degrees of
+    freedom then follow Satterthwaite.
+    """
     if n < 2:
         return 0.0
-    if sd == 0:
+    of_seeds = sd**2 / n
+    variance = of_seeds + row_variance
+    if variance == 0:
         return 1.0 if gain else alpha
-    shift = abs(gain) / sd * math.sqrt(n)
-    critical = stats.t.ppf(1 - alpha / 2, n - 1)
+    freedom = min((n - 1) * (variance / of_seeds) ** 2, 1e6) if of_seeds else 1e6
+    shift = abs(gain) / math.sqrt(variance)
+    critical = stats.t.ppf(1 - alpha / 2, freedom)
     # nctdtr loses the far tail for large shifts and returns NaN: by then the test cannot miss.
-    power = stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift)
+    power = stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift)
     return 1.0 if math.isnan(power) else float(power)
 
 
-def seeds_needed(sd: float, gain: float, power: float = 0.8, alpha: float = 0.05, limit: int = 100_000) -> int | None:
+def seeds_needed(
+    sd: float, gain: float, power: float = 0.8, alpha: float = 0.05, limit: int = 100_000, row_variance: float = 0.0
+) -> int | None:
     """Smallest number of paired seeds that sees a true `gain` with the wanted power.
 
     Args:
@@ -229,6 +242,7 @@ def seeds_needed(sd: float, gain: float, power: float = 0.8, alpha: float = 0.05
         power: chance to see it.
         alpha: two-sided level of the test.
         limit: give up above it.
+        row_variance: as `power_of_paired_t_test` takes it.
 
     Returns:
         int | None: None where `sd` is unknown (NaN) or more than `limit` seeds would be needed.
@@ -240,32 +254,28 @@ def seeds_needed(sd: float, gain: float, power: float = 0.8, alpha: float = 0.05
         raise ValueError('no number of seeds can show a gain of 0')
     if math.isnan(sd):
         return None
-    low, high = 1, 2
-    while power_of_paired_t_test(high, gain, sd, alpha) < power:
-        low, high = high, high * 2
-        if high > 2 * limit:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        if power_of_paired_t_test(middle, gain, sd, alpha) < power:
-            low = middle
-        else:
-            high = middle
-    return high if high <= limit else None
+
+    def sees(n: int) -> bool:
+        return power_of_paired_t_test(n, gain, sd, alpha, row_variance) >= power
+
+    if not sees(limit):
+        return None
+    return 2 + bisect.bisect_left(range(2, limit), True, key=sees)
 
 
-def detectable_gain(sd: float, n: int, power: float = 0.8, alpha: float = 0.05) -> float:
+def detectable_gain(sd: float, n: int, power: float = 0.8, alpha: float = 0.05, row_variance: float = 0.0) -> float:
     """Smallest true gain that `n` paired seeds see with the wanted power; NaN where `n` is below 2."""
     if n < 2 or math.isnan(sd):
         return math.nan
-    if sd == 0:
+    if sd == 0 and row_variance == 0:
         return 0.0
-    low, high = 0.0, sd
-    while power_of_paired_t_test(n, high, sd, alpha) < power:
+    low, high = 0.0, math.sqrt(sd**2 + row_variance)
+    while power_of_paired_t_test(n, high, sd, alpha, row_variance) < power:
         high *= 2
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if power_of_paired_t_test(n, middle, sd, alpha) < power else (low, middle)
+        seen = power_of_paired_t_test(n, middle, sd, alpha, row_variance) >= power
+        low, high = (low, middle) if seen else (middle, high)
     return high
 
 

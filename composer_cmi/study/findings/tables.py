@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from composer_cmi.study.findings import statistics
-from composer_cmi.study.findings.analysis import IN_NATS, LOWER_IS_BETTER, Comparison, Study, Table
+from composer_cmi.study.findings.analysis import Comparison, Study, Table
 from composer_cmi.study.findings.render import Block, Paragraph, Rows
+from composer_cmi.study.findings.runs import IN_NATS, LOWER_IS_BETTER
 
 __all__ = [
     'difference_rows',
@@ -71,23 +72,24 @@ def score_rows(study: Study, tables: Sequence[Table], with_majority: bool = Fals
 
 
 def difference_rows(study: Study, comparisons: Sequence[Comparison]) -> Rows:
-    """Each comparison: verdict, difference, intervals, tests, and how many seeds would show more."""
+    """Each comparison: verdict and what it rests on, intervals, tests, and how many seeds would show more."""
     in_points = not comparisons or comparisons[0].metric not in IN_NATS
-    header = ['arm', 'against', 'setting', 'verdict', 'seeds', 'mean', 'sd', '95 % t', '95 % bootstrap']
-    header += ['p', 'p Holm', 'p Wilcoxon', 'wins/ties/losses']
+    header = ['arm', 'against', 'setting', 'verdict', 'rests on', 'seeds', 'mean', '95 %', 'p', 'p Holm', 'sd of seeds']
+    header += ['95 % t, seeds', '95 % bootstrap, seeds', 'p t, seeds', 'p Wilcoxon', 'wins/ties/losses']
     if in_points:
         header += [f'seeds to see {study.gain:g}', 'seen at 80 %']
     rows = []
     for each in comparisons:
         d, metric = each.difference, each.metric
-        row = [each.arm, each.baseline, each.table, each.verdict, str(d.n), signed(d.mean, metric)]
+        row = [each.arm, each.baseline, each.table, each.verdict, each.rests_on, str(d.n), signed(d.mean, metric)]
+        row += [interval(*each.interval, metric), _p(each.p), _p(each.holm_p)]
         row += [_number(d.sd, '.3f' if metric in IN_NATS else '.2f'), interval(d.t_low, d.t_high, metric)]
-        row += [interval(d.bootstrap_low, d.bootstrap_high, metric), _p(d.t_p), _p(each.holm_p), _p(d.wilcoxon_p)]
+        row += [interval(d.bootstrap_low, d.bootstrap_high, metric), _p(d.t_p), _p(d.wilcoxon_p)]
         row.append(f'{d.wins}/{d.ties}/{d.losses}')
         if in_points:
             row += ['-' if each.seeds_needed is None else str(each.seeds_needed), _number(each.detectable, '.2f')]
         rows.append(row)
-    return Rows(header, rows, 4)
+    return Rows(header, rows, 5)
 
 
 def pooled_rows(study: Study, comparisons: Sequence[Comparison]) -> Rows | None:

@@ -1,0 +1,85 @@
+"""The report's pictures as files: drawn from run folders, whatever may be broken in them, below the report's folder."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from composer_cmi.study.findings import plots
+from composer_cmi.study.findings.analysis import METRICS, SCORE, Comparison, Study
+from composer_cmi.study.findings.render import Picture
+from composer_cmi.study.findings.runs import IN_NATS
+
+__all__ = ['draw_pictures']
+
+
+def draw_pictures(
+    study: Study, comparisons: dict[str, list[Comparison]], out: Path, failed: list[str]
+) -> list[Picture]:
+    """Draw what the run folders hold and write it below `out/pictures`.
+
+    Args:
+        study: the runs.
+        comparisons: as `analysis.compare` gives them.
+        out: the report's folder.
+        failed: gets a sentence for each picture that could not be drawn.
+    """
+    score = 'Score: difference of every seed; black: mean and the 95 % interval that the verdict rests on'
+    wanted: list[tuple[str, str, Callable[[], Figure | None]]] = [
+        ('differences_score', score, lambda: _differences(comparisons[SCORE]))
+    ]
+    for metric in IN_NATS:
+        caption = f'{METRICS[metric]}: difference of every seed; left of 0 is better'
+        wanted.append((f'differences_{metric}', caption, lambda found=comparisons[metric]: _differences(found)))
+    weight = 'Score and held-out CMI against lambda, mean and 95 % t interval'
+    wanted.append(('weight', weight, lambda: plots.against_weight(study)))
+    teachers = 'CMI of the teacher against the score of its student'
+    wanted.append(('teachers', teachers, lambda: plots.teacher_and_student(study)))
+    for setting in dict.fromkeys(table.setting for table in study.tables):
+        caption = f'{setting}: information in training'
+        wanted.append((f'training_{setting}', caption, lambda of=setting: plots.over_training(study, of)))
+        for table in (table for table in study.tables if table.setting == setting):
+            caption = f'{table.name}: clusters of f_x and their centroids, arms in one projection'
+            draw = lambda of=table: plots.clusters(study, of.setting, of.split)  # noqa: E731
+            wanted.append((f'clusters_{setting}_{table.split}', caption, draw))
+    pictures, taken = [], set()
+    for name, caption, draw in wanted:
+        try:
+            figure = draw()
+            if figure is not None:
+                pictures.append(_save(figure, out, f'pictures/{_file_name(name, taken)}.png', caption))
+        # What a folder holds for pictures may be broken or of unlike runs: that never costs the numbers.
+        except (ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile, ArithmeticError) as error:
+            failed.append(f'NO PICTURE {name}: {type(error).__name__}, {" ".join(str(error).split())[:200]}.')
+    return pictures
+
+
+def _file_name(name: str, taken: set[str]) -> str:
+    """A name for a picture, which is made of settings and splits: no path, not too long, and taken once."""
+    plain = re.sub(r'[^A-Za-z0-9_.,=+-]+|\.\.+', '_', name).strip('_')[:100]
+    number = 1
+    while (found := plain if number == 1 else f'{plain}_{number}') in taken:
+        number += 1
+    taken.add(found)
+    return found
+
+
+def _differences(comparisons: Sequence[Comparison]) -> Figure | None:
+    return plots.paired_differences([each for each in comparisons if not each.apart])
+
+
+def _save(figure: Figure, out: Path, path: str, caption: str) -> Picture:
+    picture = io.BytesIO()
+    figure.savefig(picture, format='png', dpi=110, metadata={'Software': None})
+    target = out / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
+    aside.write_bytes(picture.getvalue())
+    os.replace(aside, target)
+    return Picture(path, caption, picture.getvalue())
