@@ -15,7 +15,7 @@ from torch.distributed import checkpoint as sharded
 import toys
 from composer_cmi.algorithms import CMIRegularization
 from composer_cmi.errors import ConfigError
-from composer_cmi.safe_load import check_checkpoint, read_checkpoint, safe_loading
+from composer_cmi.teachers.safe_load import check_checkpoint, read_checkpoint, safe_loading
 from composer_cmi.teachers.teacher import load_teacher
 
 pytestmark = pytest.mark.filterwarnings('ignore')

@@ -42,8 +42,8 @@ from composer_cmi.run.setup import (
     to_steps,
     user_errors,
 )
-from composer_cmi.safe_load import safe_loading
 from composer_cmi.teachers.pretrained import check_fit
+from composer_cmi.teachers.safe_load import safe_loading
 
 __all__ = ['Setup', 'build_trainer', 'prepare', 'score_key']
 

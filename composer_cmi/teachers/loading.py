@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from composer_cmi.errors import ConfigError
-from composer_cmi.safe_load import read_checkpoint
 from composer_cmi.teachers.pretrained import first_sentence, read_pretrained
+from composer_cmi.teachers.safe_load import read_checkpoint
 
 __all__ = ['load_classifier', 'read_tokenizer']
 

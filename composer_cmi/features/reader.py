@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from composer_cmi.batch import last_positions
-from composer_cmi.heads import Call, find_heads, find_module, head_call, modules_by_name, outside_blocks
+from composer_cmi.features.heads import Call, find_heads, find_module, head_call, modules_by_name, outside_blocks
 
 __all__ = ['FeatureReader']
 
