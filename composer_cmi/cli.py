@@ -126,6 +126,28 @@ def _summary(get: Callable[[str], Any], name: str) -> str:
         return registry.describe(str(error))
 
 
+@app.command('check')
+def check_command(
+    data: Annotated[str, typer.Argument(help='A file or folder of your own data, or the name of a task')],
+    task: Annotated[str | None, typer.Option(help="The task of a folder of GLUE's own files")] = None,
+    text_column: Annotated[list[str] | None, typer.Option(help='A column of text (twice for pairs)')] = None,
+    label_column: Annotated[str | None, typer.Option(help='The column of labels')] = None,
+    unlabelled: Annotated[str | None, typer.Option(help='A file of text without labels')] = None,
+    model: Annotated[str | None, typer.Option(help='Count the tokens of this model')] = None,
+    max_length: Annotated[int, typer.Option(min=4, help='Tokens that a run would keep of a row')] = 128,
+) -> None:
+    """Say what a run would see of a data set, and all that is wrong with its files."""
+    from composer_cmi.data.check import check_data, render
+
+    columns = {'text_columns': text_column, 'label_column': label_column}
+    try:
+        found = check_data(data, task=task, unlabelled=unlabelled, model=model, max_length=max_length, **columns)
+    except (ValueError, FileNotFoundError) as error:
+        raise typer.Exit(fail(str(error))) from None
+    render(found, Console(highlight=False))
+    raise typer.Exit(2 if found.faults else 0)
+
+
 @app.command('submit')
 def submit_command(
     folders: Annotated[list[str], typer.Argument(help='Finished runs of GLUE tasks, one a task')],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+import warnings
 from collections import Counter
 from types import SimpleNamespace
 
@@ -70,9 +71,35 @@ def test_the_cache_is_read_keyed_and_repaired(tmp_path, tokenizer, monkeypatch):
     whole = file.read_bytes()
     for damaged in (whole[: len(whole) // 2], b'', b'garbage' * 9):
         file.write_bytes(damaged)
-        assert run()[2]['input_ids'].tolist() == first[2]['input_ids'].tolist()
+        with pytest.warns(UserWarning, match='are damaged: they are made anew'):
+            repaired = run()
+        assert repaired[2]['input_ids'].tolist() == first[2]['input_ids'].tolist()
         assert file.read_bytes() == whole
     assert len(calls) == 6
+
+
+def test_promise_16b_no_flipped_bit_of_a_token_cache_goes_unnoticed(tmp_path, tokenizer):
+    tokenize(split_of([0, 1, 0]), tokenizer, max_length=8, cache_dir=tmp_path / 'cache')
+    (file,) = (tmp_path / 'cache').iterdir()
+    whole, tokens = file.read_bytes(), encoding._load(file)
+    assert tokens is not None
+    noticed = 0
+    for place in range(len(whole)):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            found = encoding._load(file)
+        if found is None:
+            noticed += 1
+            assert str(file) in str(caught[0].message)
+        else:  # a space of the header
+            assert found.keys() == tokens.keys() and all(np.array_equal(found[key], tokens[key]) for key in tokens)
+    assert noticed > 0.95 * len(whole)
+    # Under another name it is another file's.
+    file.write_bytes(whole)
+    file.rename(tmp_path / 'other.safetensors')
+    with pytest.warns(UserWarning, match='are damaged: they are made anew'):
+        assert encoding._load(tmp_path / 'other.safetensors') is None
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, tokenizer):

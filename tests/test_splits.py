@@ -56,6 +56,20 @@ def test_imbalance_follows_the_exponential_profile():
     assert np.bincount(thinned.labels).tolist() == [100, 20, 4]
 
 
+def test_promise_17_an_absent_class_does_not_thin_out_the_others():
+    thinned = imbalance(split_of([0] * 400 + [2] * 600), 0.1, 4, seed=0)
+    assert np.bincount(thinned.labels).tolist() == [400, 0, 40]
+
+
+def test_promise_17_rows_are_one_text_whatever_the_case_spaces_and_order():
+    labels = np.array([0, 1])
+    split = Split((['A  b', 'c'], ['d\u00e9', 'e']), labels, labels)
+    swapped = Split((['de\u0301', 'E'], ['a\xa0b', 'c ']), labels, labels)
+    assert split.text_keys() == swapped.text_keys()
+    assert split.joined() != swapped.joined()
+    assert len(set(split.text_keys())) == 2
+
+
 def test_the_fingerprint_sees_texts_labels_ids_and_order():
     split = split_of([0, 1, 1])
     same = Split((list(split.texts[0]),), split.labels.copy(), split.example_ids.copy())

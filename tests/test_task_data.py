@@ -10,7 +10,9 @@ import pytest
 
 from composer_cmi.data.readers import DataError
 from composer_cmi.data.splits import class_counts, concatenate
-from composer_cmi.data.task_data import load_task_data, load_test_splits
+from composer_cmi.data.task_data import constant_score, load_task_data, load_test_splits
+from composer_cmi.data.tasks import Task
+from composer_cmi.run.scoring import score
 
 GLUE = Path(__file__).parents[1].parent / 'shared' / 'data' / 'glue'
 needs_glue = pytest.mark.skipif(not GLUE.is_dir(), reason="GLUE's own files are not beside the project")
@@ -94,6 +96,45 @@ def test_rows_that_are_in_train_and_dev_are_counted(tmp_path):
     (tmp_path / 'dev.tsv').write_text('text\tlabel\nb\ty\nc\tx\n')
     data = load_task_data('custom', SimpleNamespace(path=str(tmp_path)))
     assert data.notes == ['1 of the 2 rows of dev are in train too.']
+
+
+def test_promise_17_evaluation_rows_are_left_out_of_the_transfer_rows(tmp_path):
+    (tmp_path / 'train.tsv').write_text('text\tlabel\na\tx\nb\ty\nF\tx\n')
+    (tmp_path / 'dev.tsv').write_text('text\tlabel\nc d\ty\nf\ty\n')
+    (tmp_path / 'more.txt').write_text('C  d\nnew\na\n')
+    data = load_task_data('custom', SimpleNamespace(path=str(tmp_path), unlabelled=str(tmp_path / 'more.txt')))
+    assert data.unlabelled is not None
+    assert data.unlabelled.texts == (['new', 'a'],)
+    assert data.unlabelled.example_ids.tolist() == [4, 5]
+    assert '1 of the 3 rows without labels are rows of dev too: they are left out' in data.describe()
+    told = (
+        "1 of the 2 rows of dev are in train too (1 but for letter case, spaces or the columns' order, 1 with another"
+    )
+    assert f'{told} label).' in data.notes
+    (tmp_path / 'more.txt').write_text('c d\nf\n')
+    data = load_task_data('custom', SimpleNamespace(path=str(tmp_path), unlabelled=str(tmp_path / 'more.txt')))
+    assert data.unlabelled is None and '2 of the 2 rows without labels' in data.describe()
+
+
+def test_promise_17_class_imbalance_says_what_it_leaves(tmp_path):
+    (tmp_path / 'train.tsv').write_text('text\tlabel\n' + ''.join(f't{i}\t{"xy"[i % 2]}\n' for i in range(1000)))
+    (tmp_path / 'dev.tsv').write_text('text\tlabel\nq\tx\nr\ty\n')
+    options = {'path': str(tmp_path), 'labels': ['x', 'never', 'y'], 'class_imbalance': 0.5}
+    data = load_task_data('custom', SimpleNamespace(**options))
+    assert len(data.train) == 750
+    assert {'750 of 1,000 training rows are kept (data.class_imbalance).', 'No training row has the class never.'} <= {
+        *data.notes
+    }
+
+
+@pytest.mark.parametrize('metric', ['accuracy', 'f1', 'macro_f1', 'matthews_correlation'])
+@pytest.mark.parametrize('counts', [(7, 3), (1, 9), (5, 5)])
+def test_promise_17_a_constant_answer_is_scored_by_the_metric(metric, counts):
+    labels = np.repeat(np.arange(2), counts)
+    task = Task('mine', '', label_names=('a', 'b'), metrics=(metric,))
+    answers = [np.eye(2)[np.full(10, c)] for c in range(2)]
+    best = max(score(task, logits, labels)[metric] for logits in answers)
+    assert constant_score(metric, counts) == pytest.approx(best, abs=1e-6)
 
 
 def test_a_held_out_share_replaces_the_dev_file(tmp_path):

@@ -211,7 +211,7 @@ def parse_csv(lines: Sequence[str], damaged: frozenset[int] = frozenset()) -> Ce
             try:
                 row = next(reader, None)
             except csv.Error as error:
-                problems.append(Fault(start, f'{error} ({_csv_cause(str(error))}).'))
+                problems.append(Fault(start, _csv_cause(str(error))))
                 row = []
             if row is None:
                 break
@@ -235,8 +235,8 @@ def parse_csv(lines: Sequence[str], damaged: frozenset[int] = frozenset()) -> Ce
 
 def _csv_cause(message: str) -> str:
     if 'new-line' in message:
-        return 'a bare carriage return inside the line, mixed line ends? Save it with Unix line ends'
-    return 'an unpaired quote?'
+        return 'a bare carriage return inside the line (mixed line ends?); save it with Unix line ends.'
+    return f'{message} (an unpaired quote?).'
 
 
 def _csv_hint(row: list[str], wanted: int) -> str:
@@ -294,7 +294,7 @@ def looks_like_a_row(header: Sequence[str], columns: Iterable[Sequence[object]])
         count = sum(isinstance(value, str) and clean(value) == name for value in values)
         if count:
             return (
-                f'this looks like a row, not a header: {name[:40]!r} stands in column {place} of {count} other rows '
-                'too; add a line with the names of the columns above it, such as text and label.'
+                f'this looks like a row, not a header: {name[:40]!r} stands in column {place} below too '
+                f'({count} times); add a line with the names of the columns above it, such as text and label.'
             )
     return ''

@@ -92,7 +92,7 @@ def _labels(
         found = index.get(look_alike(label))
         if not label:
             faults += [table.fault(row, f'column {column!r} has no label; {_FOR_UNLABELLED}') for row in places]
-        elif label not in names and len(label) > 2 and label[0] == label[-1] == '"':
+        elif not (indices and label in names) and len(label) > 2 and label[0] == label[-1] == '"':
             reason = (
                 f'the label {label} in column {column!r} stands in quotes of its own (a space between comma and '
                 'quote, or a TSV with quotes?); remove them.'
@@ -136,7 +136,7 @@ def _look_alikes(table: Table, column: str, rows: dict[str, list[int]]) -> list[
         if len(names) > 1:
             names.sort(key=lambda name: -len(rows[name]))
             told = ' and '.join(
-                f'{name!a} ({len(rows[name]):,} rows, first in {table.unit} {table.lines[rows[name][0]]})'
+                f'{name!a} ({_rows(len(rows[name]))}, first in {table.unit} {table.lines[rows[name][0]]})'
                 for name in names
             )
             faults.append(
@@ -145,6 +145,10 @@ def _look_alikes(table: Table, column: str, rows: dict[str, list[int]]) -> list[
                 )
             )
     return faults
+
+
+def _rows(count: int) -> str:
+    return f'{count:,} row' + 's' * (count != 1)
 
 
 def _unknown_label(label: str, column: str, label_names: Sequence[str]) -> str:
@@ -168,7 +172,7 @@ def respelled(table: Table, column: str, label_names: Sequence[str]) -> list[str
         label = spelling(value)
         counts[label] = counts.get(label, 0) + 1
     return [
-        f'{table.source}: the label {label!a} of {count:,} rows is taken for the class {names[key]!a}.'
+        f'{table.source}: the label {label!a} of {_rows(count)} is taken for the class {names[key]!a}.'
         for label, count in counts.items()
         if (key := look_alike(label)) in names and clean(label) != names[key]
     ]

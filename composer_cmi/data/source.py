@@ -93,8 +93,15 @@ def read_unlabelled(task: Task, path: str | Path, first_id: int) -> Split:
     suffixes = [suffix.lower() for suffix in Path(path).suffixes if suffix.lower() != '.gz']
     if suffixes[-1:] == ['.txt'] and len(task.text_columns) == 1:
         return to_split(read_lines(path), ('text',), None, first_id=first_id)
-    table = read_table(path)
-    return to_split(table, _text_columns(task, table), None, first_id=first_id)
+    table = read_table(path, keep_faults=True)
+    columns = _text_columns(task, table)
+    if missing := [name for name in columns if name not in table.columns]:
+        found = ', '.join(repr(name[:40]) for name in list(table.columns)[:12])
+        raise DataError(
+            f'{table.source}: there is no column {missing[0]!r}, the columns are {found}; data.unlabelled wants '
+            f"train's text under the same name, {' and '.join(columns)}."
+        )
+    return to_split(table, columns, None, first_id=first_id)
 
 
 def _known_split(task: Task, table: Table, labelled: bool) -> Split:
@@ -126,14 +133,14 @@ def _whose_columns(task: Task, table: Table, only_labels: bool) -> str:
     if only_labels:
         return 'a test file without labels cannot be trained or scored on'
     others = [get_task(name) for name in GLUE_TASKS if name != task.name]
-    likely = [other.name for other in others if {*_text_columns(other, table)} <= {*table.columns}]
+    fitting = [o for o in others if not o.layout.headerless and {*_text_columns(o, table)} <= {*table.columns}]
+    widest = max((len(other.text_columns) for other in fitting), default=0)
+    likely = [other.name for other in fitting if len(other.text_columns) == widest]
     if len(table.columns) == 4 and list(table.columns)[1] in ('0', '1'):
         likely = ['cola']  # the only one without a header
-    return (
-        f'this looks like a file of {" or ".join(likely)}, give the folder of {task.name}'
-        if likely
-        else (f'give the folder of {task.name}, or use task: custom')
-    )
+    if likely:
+        return f'this looks like a file of {" or ".join(likely)}, give the folder of {task.name}'
+    return f'give the folder of {task.name}, or use task: custom'
 
 
 def _refuse_published_sizes_of_another(task: Task, name: str, split: Split, source: str) -> None:
