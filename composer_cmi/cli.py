@@ -137,14 +137,17 @@ def check_command(
     max_length: Annotated[int, typer.Option(min=4, help='Tokens that a run would keep of a row')] = 128,
 ) -> None:
     """Say what a run would see of a data set, and all that is wrong with its files."""
-    from composer_cmi.data.check import check_data, render
-
     columns = {'text_columns': text_column, 'label_column': label_column}
-    try:
-        found = check_data(data, task=task, unlabelled=unlabelled, model=model, max_length=max_length, **columns)
-    except (ValueError, FileNotFoundError) as error:
-        raise typer.Exit(fail(str(error))) from None
-    render(found, Console(highlight=False))
+    with _one_sentence():
+        with needs('run', 'A look at data'):
+            from rich.console import Console
+
+            from composer_cmi.data.check import check_data, render
+        try:
+            found = check_data(data, task=task, unlabelled=unlabelled, model=model, max_length=max_length, **columns)
+        except (ValueError, FileNotFoundError) as error:
+            raise ConfigError(str(error)) from error
+        render(found, Console(highlight=False))
     raise typer.Exit(2 if found.faults else 0)
 
 
