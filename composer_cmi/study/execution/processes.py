@@ -106,6 +106,7 @@ def _start(job: Job) -> _Running | Outcome:
             # Looked at under the lock: another sweep may have finished it since this one planned.
             if is_finished(job.folder):
                 return Outcome(job.folder, 'finished')
+            log_begins = log.tell()  # the run shares its offset
             if _is_warm(job):
                 handed = {'log': log.fileno(), 'lock': lock.fileno()}
                 process = WarmProcess(job.arguments, environment=environment, directory=job.directory, **handed)
@@ -120,7 +121,7 @@ def _start(job: Job) -> _Running | Outcome:
                     pass_fds=(lock.fileno(),),
                     start_new_session=True,
                 )
-            return _Running(job, process, time.monotonic(), log.tell())
+            return _Running(job, process, time.monotonic(), log_begins)
     except BlockingIOError:
         return Outcome(job.folder, 'busy')
     except OSError as error:
@@ -143,18 +144,22 @@ def _outcome(running: _Running) -> Outcome:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """A Ctrl-C meanwhile waits for the end of the block: a run that is being started is known before it counts."""
+    """A Ctrl-C or SIGTERM meanwhile waits for the end of the block: a run that is being started is known before."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if came:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(came[0])
 
 
 def _stop(running: Sequence[_Running]) -> None:

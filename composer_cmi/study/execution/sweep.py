@@ -68,6 +68,7 @@ def sweep(
 
     Raises:
         ConfigError: in one sentence, before the first run, for whatever is wrong.
+        KeyboardInterrupt, SystemExit: on Ctrl-C and SIGTERM, after its runs are ended and a line says how far it got.
     """
     # Commands are alone on the standard output.
     console = console or Console(highlight=False, stderr=backend == 'commands')
@@ -108,7 +109,8 @@ def sweep(
         second = run_cells(study, reported, engine, jobs, runner, console, 'reported')
     except BaseException as error:
         engine.stop()
-        if isinstance(error, KeyboardInterrupt):
+        # Composer's own handler makes a SystemExit of Ctrl-C and SIGTERM.
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
             done = sum(is_finished(cell.folder) for cell in everything)
             console.print(
                 f'Stopped: {done} of {len(everything)} runs are finished. The same command goes on: '

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.reduction import DupFd
 from typing import Any
 
@@ -29,6 +29,7 @@ def warm_up() -> None:
     A Ctrl-C meanwhile leaves no run behind, for none is asked for yet. The server itself inherits the blocked signal:
     it ends with the sweep, not in the middle of its imports.
     """
+    resource_tracker.ensure_running()  # which unblocks the signal when it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()

@@ -149,7 +149,7 @@ def _settings_of_like_runs(runs: list[Run], is_planned: bool, remarks: list[str]
         rows = [f'{split} of {results.num_examples.get(split, 0)} rows' for split in results.scores]
         count = f'{classes[mark]} classes' if mark in classes else ''
         own_data = not is_planned or len(seen[_asked_data(run)]) > 1
-        data = f'data {mark[:8]}' if own_data else ''
+        data = f'data {mark}' if own_data else ''
         return f'task {results.task}', f'by {results.metric}', ' and '.join(rows), count, data
 
     named: list[Run] = []
