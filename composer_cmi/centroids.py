@@ -27,25 +27,15 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 class Clusters(NamedTuple):
-    """What follows from one table.
+    """What follows from one table; all but `support` in nats or log, float64."""
 
-    Attributes:
-        known: `[C]` bool, whether the class has been seen.
-        log_centroids: `[C, D]` float64, log of the class means of `f_x`.
-        log_marginal: `[D]` float64, log of the mean over all classes.
-        support: 0-d, examples behind a centroid, averaged over the classes seen.
-        cmi: 0-d, I(X;Z|Y), nats.
-        mutual_information: 0-d, I(X;Z), nats.
-        relative_cmi: 0-d, their ratio.
-    """
-
-    known: Tensor
-    log_centroids: Tensor
-    log_marginal: Tensor
-    support: Tensor
-    cmi: Tensor
-    mutual_information: Tensor
-    relative_cmi: Tensor
+    known: Tensor  # [C] bool, whether the class has been seen
+    log_centroids: Tensor  # [C, D], log of the class means of f_x
+    log_marginal: Tensor  # [D], log of the mean over all classes
+    support: Tensor  # 0-d, examples behind a centroid, averaged over the classes seen
+    cmi: Tensor  # 0-d, I(X;Z|Y)
+    mutual_information: Tensor  # 0-d, I(X;Z)
+    relative_cmi: Tensor  # 0-d, their ratio
 
 
 class ClassCentroids:
@@ -81,14 +71,8 @@ class ClassCentroids:
         self.fixed = False
         self._pending = self._finished = None
 
-    # --- life cycle -------------------------------------------------------------------------------------------------
-
     def allocate(self, num_classes: int, dim: int, device: torch.device) -> None:
-        """Make room for `[C, D]` centroids, or check and move what a checkpoint brought.
-
-        Raises:
-            ValueError: if the loaded centroids have another shape.
-        """
+        """Make room for `[C, D]` centroids, or move what a checkpoint brought; ValueError if that has another shape."""
         if not self.ready:
             self.shape = (num_classes, dim)
             names = ('running', 'reference') if self.mode == 'fixed' else ('running',)
@@ -102,8 +86,6 @@ class ClassCentroids:
     def ready(self) -> bool:
         """Whether `allocate` or `load_state_dict` has been called."""
         return self.shape != (0, 0)
-
-    # --- one batch --------------------------------------------------------------------------------------------------
 
     def clear(self) -> None:
         """Forget a batch that was not committed."""
@@ -139,11 +121,7 @@ class ClassCentroids:
         self._pending = None
 
     def commit(self) -> tuple[Tensor, Tensor]:
-        """Merge the batch over all ranks (one all-reduce) and take it into the centroids.
-
-        Returns:
-            The batch's own table, `[C, D + 4]` float64, for `statistics`, and what was added to its loss, 0-d.
-        """
+        """Merge the batch over all ranks (one all-reduce); its table `[C, D + 4]`, and what was added to its loss."""
         batch, term = self._over_ranks(self._finished)
         running, seen = self.tables['running'], batch[:, _COUNT:] > 0
         self.tables['running'] = torch.where(seen, self.decay * running + batch, running)
@@ -165,8 +143,6 @@ class ClassCentroids:
             dist.all_reduce(sums)
         self.clear()
         return sums[:-2].view(self.shape[0], -1), sums[-2] / sums[-1].clamp(min=1)
-
-    # --- what follows from the tables -------------------------------------------------------------------------------
 
     @staticmethod
     def statistics(table: Tensor) -> cmi_f.ClassStatistics:
@@ -200,8 +176,6 @@ class ClassCentroids:
         """0-d: rows left out since the start because their features were not finite."""
         return self.tables['totals'][:, 0].sum()
 
-    # --- checkpoint -------------------------------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
         """Plain types and CPU clones only: Composer may load with `weights_only=True`; ranks hold equal copies."""
         return {
@@ -214,11 +188,7 @@ class ClassCentroids:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a saved state.
-
-        Raises:
-            ValueError: if it comes from a newer version, another centroid mode, or has another shape.
-        """
+        """Take over a saved state; ValueError for a newer version, another mode or another shape."""
         if state['schema_version'] > _SCHEMA_VERSION:
             raise ValueError(
                 f"The checkpoint's centroids have schema version {state['schema_version']}, this composer-cmi reads "

@@ -50,16 +50,9 @@ def log_distribution(x: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Kullback-Leibler divergence `D(p || q)` of each row.
+    """Kullback-Leibler divergence `D(p || q)` of each row of log-probabilities `[N, D]`, `log_q` finite: `[N]`, nats.
 
     Stays in log space: `F.kl_div` on probabilities has NaN gradients once one underflows.
-
-    Args:
-        log_p: `[N, D]` log-probabilities.
-        log_q: `[N, D]` log-probabilities (finite).
-
-    Returns:
-        `[N]`, nats.
     """
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
 
@@ -136,13 +129,7 @@ def sum_by_class(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 
 def class_statistics(log_f: Tensor, labels: Tensor, num_classes: int) -> ClassStatistics:
-    """Sufficient statistics of CMI for one batch.
-
-    Args:
-        log_f: `[N, D]` from `log_distribution`.
-        labels: `[N]` int64; a label outside `0..num_classes-1` (-100) is ignored.
-        num_classes: `C`.
-    """
+    """Sufficient statistics of CMI for a batch of `log_f` `[N, D]`; labels outside `0..num_classes-1` are ignored."""
     f = log_f.exp()
     columns = torch.cat([f, (f * log_f).sum(-1, keepdim=True), torch.ones_like(f[:, :1])], dim=1)
     table = sum_by_class(columns, labels, num_classes)

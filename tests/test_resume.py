@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import warnings
 from pathlib import Path
@@ -269,6 +270,32 @@ def test_the_watch_is_set_up_once():
     saved = {'algorithms': [('SAM', {}), ('CMIMaximization', {})]}
     assert dropped_states(saved, ['SAM']) == ['CMIMaximization']
     assert dropped_states(saved, ['CMIMaximization']) == [] and dropped_states({}, []) == []
+
+
+@pytest.mark.parametrize('order', ['theirs, ours', 'ours, theirs'])
+def test_another_package_may_wrap_before_or_after(order, tmp_path, monkeypatch):
+    """Each sees the checkpoint, and the warning comes once."""
+    from composer.core import State
+
+    calls = []
+
+    def theirs() -> None:
+        inner = State.load_state_dict
+
+        @functools.wraps(inner)
+        def load_state_dict(self: State, *args: Any, **kwargs: Any) -> None:
+            calls.append(1)
+            inner(self, *args, **kwargs)
+
+        State.load_state_dict = load_state_dict
+
+    for name in ('load_state_dict', 'load_model_state'):
+        monkeypatch.setattr(State, name, getattr(State, name).__wrapped__)  # as before our import
+    for wrap in order.split(', '):
+        {'theirs': theirs, 'ours': warn_about_dropped_states.__wrapped__}[wrap]()
+    runs.finish(runs.trainer([CMIRegularization()], tmp_path, max_duration='1ba'))
+    messages = said(lambda: runs.trainer([], load_path=str(tmp_path / 'ba1-rank0.pt')).close())
+    assert sum('does not list' in message for message in messages) == 1 and calls == [1]
 
 
 # --- what Composer asks of every algorithm of its own, on one rank and on two -----------------------------------------

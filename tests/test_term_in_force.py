@@ -168,7 +168,9 @@ def logged_and_added(form: str, ranks: int, size: int, rows: int) -> tuple[float
             sampler = torch.utils.data.DistributedSampler(own, num_replicas=1, rank=0, shuffle=False)
             subset = torch.utils.data.Subset(data, own)
             loader = torch.utils.data.DataLoader(subset, batch_size=16 // ranks, sampler=sampler)
-        trainer = toys.trainer(toys.mlp(), data, [algorithm], train_dataloader=loader, **options)
+        model = toys.mlp()  # with a loss that is finite for a microbatch without labels
+        model._loss_fn = lambda z, y: torch.nn.functional.cross_entropy(z, y, reduction='none').mean()
+        trainer = toys.trainer(model, data, [algorithm], train_dataloader=loader, **options)
         trainer.fit()
         trainer.close()
         found.append({name: [float(value) for _, value in series] for name, series in logger.data.items()})

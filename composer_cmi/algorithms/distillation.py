@@ -1,11 +1,7 @@
 """Knowledge distillation as a Composer algorithm: a frozen teacher, run beside the student or read from a cache.
 
-In a plain Trainer::
-
-    Trainer(..., algorithms=KnowledgeDistillation('path/of/teacher', alpha=0.5, temperature=2.0, cache='logits'))
-
-A run of ours (see `composer_cmi.run.distill`) checks the teacher's accuracy first and fills the cache
-by the teacher's own tokenizer, over the rows without labels too.
+A run of ours (see `composer_cmi.run.distill`) checks the teacher's accuracy first and fills the cache by the teacher's
+own tokenizer, over the rows without labels too.
 """
 
 from __future__ import annotations
@@ -29,7 +25,7 @@ from composer_cmi.algorithms.distillation_batch import (
     labelled_share,
     refuse_shared_weights,
 )
-from composer_cmi.algorithms.loss import get_total, replace_total
+from composer_cmi.algorithms.loss import distillation_loss, get_total, replace_total
 from composer_cmi.algorithms.plugin import PluginAlgorithm, require_same_on_all_ranks
 from composer_cmi.batch import class_logits
 from composer_cmi.functional import distillation_divergence
@@ -40,30 +36,6 @@ from composer_cmi.teachers.logit_cache import CacheError, CacheKey, LogitCache, 
 from composer_cmi.teachers.teacher import Teacher, TeacherSpec, load_teacher
 
 __all__ = ['KnowledgeDistillation', 'distillation_loss']
-
-
-def distillation_loss(own: Tensor, divergence: Tensor, labelled_share: Tensor, alpha: float) -> Tensor:
-    """`(1 - alpha) * share * CE + alpha * mean(tau^2 KL)` (arXiv 1503.02531; rows without labels give KL alone).
-
-    `own` is a mean over the labelled rows only; times their share it is a sum over labelled rows divided by all rows,
-    so that every split of a batch into microbatches gives the same gradient.
-
-    Args:
-        own: 0-d, the model's own loss, a mean over labelled rows; NaN where there is none.
-        divergence: `[N]`, `composer_cmi.functional.distillation_divergence` of each row.
-        labelled_share: 0-d, labelled rows divided by all rows.
-        alpha: weight of the teacher, 0 to 1. At 0 the result is `own` (bit for bit if all rows are labelled), at 1 the
-            divergence alone.
-
-    Returns:
-        0-d, in the dtype of `own`.
-    """
-    # A batch without labels makes `own` NaN with zero gradient; choosing on the device costs no wait for it.
-    labelled = torch.where(labelled_share > 0, own * ((1 - alpha) * labelled_share), 0.0).to(own.dtype)
-    taught = divergence.mean().to(own.dtype)
-    if alpha == 0:
-        return labelled
-    return taught if alpha == 1 else labelled + alpha * taught
 
 
 @register_algorithm('knowledge_distillation')
@@ -162,8 +134,6 @@ class KnowledgeDistillation(PluginAlgorithm):
         Event.FIT_END: '_end',
     }
 
-    # --- before training --------------------------------------------------------------------------------------------
-
     def _compare(self, state: State, logger: Logger) -> None:
         """INIT: everything that can be wrong between teacher and student, before anything is wrapped or trained."""
         check_partners(state.algorithms, cached=self.cache is not None)
@@ -228,8 +198,6 @@ class KnowledgeDistillation(PluginAlgorithm):
             return LogitCache(ids, logits, key=key, label_names=names)
 
         return open_or_build(self.cache, key, build)
-
-    # --- in a step --------------------------------------------------------------------------------------------------
 
     def _begin_batch(self, state: State, logger: Logger) -> None:
         # SAM passes a batch twice, the second time at other weights: the first pass is what is logged.
@@ -301,18 +269,12 @@ class KnowledgeDistillation(PluginAlgorithm):
             warnings.warn('KnowledgeDistillation: the teacher was never asked, since no batch was trained.')
         self.release()
 
-    # --- state ------------------------------------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
         """Plain values: what makes the objective; nothing of the teacher but its fingerprint."""
         return {**super().state_dict(), 'fingerprint': self.fingerprint or ''}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Check that a resumed run goes on with the objective that it began with.
-
-        Raises:
-            ValueError: A newer schema, another alpha or temperature, or another teacher.
-        """
+        """Go on with the same objective; ValueError for a newer schema, another alpha, temperature or teacher."""
         self.check_objective(state)
         self._saved, self._used = state, False
         self._check_teacher()
