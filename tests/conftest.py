@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed
 from composer.utils import dist, get_device
 
 _RANKS = int(os.environ.get('WORLD_SIZE', '1'))
@@ -37,6 +38,17 @@ def shared_tmp_path(tmp_path: Path) -> Path:
     paths = [str(tmp_path)]
     dist.broadcast_object_list(paths)
     return Path(paths[0])
+
+
+@pytest.fixture
+def process_group(tmp_path: Path):
+    """One rank that talks to itself, for DDP and FSDP2 without a launcher."""
+    made = not torch.distributed.is_initialized()
+    if made:
+        torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    yield
+    if made:
+        torch.distributed.destroy_process_group()
 
 
 def _wanted_ranks(item: pytest.Item) -> int:

@@ -11,7 +11,8 @@ import transformers
 from composer.models import ComposerClassifier, HuggingFaceModel
 from torch import Tensor, nn
 
-from composer_cmi.features import FeatureReader, last_positions
+from composer_cmi.batch import class_logits, last_positions
+from composer_cmi.features import FeatureReader
 from feature_tools import (
     CLASSES,
     COMMON,
@@ -47,7 +48,7 @@ def test_finds_the_heads_input_behind_its_dropout(name: str, wrap: Callable[[Any
         last_dropout(bare).register_forward_hook(lambda _, args, out: args[0] if next(first, False) else out)
 
     logits = forward(model, batch)['logits']
-    features = reader.read(batch)
+    features = reader.read(batch, logits)
 
     torch.testing.assert_close(features.detach(), expected)
     if name in DECODERS:
@@ -64,8 +65,8 @@ def test_gradients_reach_the_encoder(name: str):
     model, batch = make_model(name, head_dropout=0.1), make_batch()
     reader = FeatureReader(model)
     reader.attach(model)
-    forward(model, batch)
-    reader.read(batch).square().sum().backward()
+    logits = forward(model, batch).logits
+    reader.read(batch, logits).square().sum().backward()
     assert last_linear(model).weight.grad is None  # the head comes after h_s
     assert sum(p.grad is not None and bool(p.grad.any()) for p in model.base_model.parameters()) > 10
 
@@ -75,14 +76,14 @@ def test_eval_is_read_only_when_asked(name: str):
     model, batch = make_model(name, head_dropout=0.5).eval(), make_batch()
     reader = FeatureReader(model)
     reader.attach(model)
-    forward(model, batch)
+    logits = forward(model, batch).logits
     with pytest.raises(RuntimeError, match='in training mode and with gradients'):
-        reader.read(batch)
+        reader.read(batch, logits)
     reader.attach(model, always=True)
     with torch.no_grad():
         logits = forward(model, batch).logits
-        torch.testing.assert_close(last_linear(model)(reader.read(batch)), logits)
-        torch.testing.assert_close(reader.read(batch), head_input(name, model, batch))
+        torch.testing.assert_close(last_linear(model)(reader.read(batch, logits)), logits)
+        torch.testing.assert_close(reader.read(batch, logits), head_input(name, model, batch))
 
 
 def test_training_forward_without_gradients_is_not_read():
@@ -90,9 +91,9 @@ def test_training_forward_without_gradients_is_not_read():
     reader = FeatureReader(model)
     reader.attach(model)
     with torch.no_grad():
-        model(batch)
+        logits = model(batch)
     with pytest.raises(RuntimeError, match=r"did not pass 'module\.head'"):
-        reader.read(batch)
+        reader.read(batch, logits)
 
 
 @pytest.mark.parametrize('padding', ['right', 'left'])
@@ -106,8 +107,8 @@ def test_decoder_features_are_those_of_the_last_real_token(name: str, padding: s
     model.score.register_forward_pre_hook(lambda _, args: hidden.append(args[0]))
     logits = forward(model, batch).logits
     positions = [8, 5, 3, 0] if padding == 'right' else [8, 8, 8, 8]
-    assert torch.equal(reader.read(batch), hidden[0][range(4), positions])
-    torch.testing.assert_close(model.score(reader.read(batch)), logits)
+    assert torch.equal(reader.read(batch, logits), hidden[0][range(4), positions])
+    torch.testing.assert_close(model.score(reader.read(batch, logits)), logits)
 
 
 def test_last_positions_by_hand():
@@ -136,10 +137,10 @@ def test_composer_classifier_with_dropout(inplace: bool):
     model, batch = make_classifier(nn.Dropout(0.5, inplace=inplace))
     reader = FeatureReader(model)
     reader.attach(model)
-    model(batch)
+    logits = model(batch)
     expected = model.module.body(batch[0])
-    torch.testing.assert_close(reader.read(batch), expected)
-    gradients = torch.autograd.grad(reader.read(batch).sin().sum(), list(model.module.body.parameters()))
+    torch.testing.assert_close(reader.read(batch, logits), expected)
+    gradients = torch.autograd.grad(reader.read(batch, logits).sin().sum(), list(model.module.body.parameters()))
     wanted = torch.autograd.grad(expected.sin().sum(), list(model.module.body.parameters()))
     torch.testing.assert_close(gradients, wanted)
 
@@ -150,8 +151,8 @@ def test_composer_classifier_without_dropout():
     reader.attach(model)
     logits = model(batch)
     assert (reader.dim, reader.num_classes) == (WIDTH, CLASSES)
-    torch.testing.assert_close(reader.read(batch), model.module.body(batch[0]))
-    torch.testing.assert_close(model.module.head(reader.read(batch)), logits)
+    torch.testing.assert_close(reader.read(batch, logits), model.module.body(batch[0]))
+    torch.testing.assert_close(model.module.head(reader.read(batch, logits)), logits)
 
 
 def test_convolutional_classifier_and_layers_in_a_list():
@@ -161,8 +162,8 @@ def test_convolutional_classifier_and_layers_in_a_list():
     model, x = ComposerClassifier(cnn, num_classes=CLASSES), torch.randn(2, 1, 8, 8)
     reader = FeatureReader(model)
     reader.attach(model)
-    model((x, None))
-    features = reader.read((x, None))
+    logits = model((x, None))
+    features = reader.read((x, None), logits)
     channels = features.unflatten(1, (4, 36))
     kept = (channels != 0).any(-1, keepdim=True)
     torch.testing.assert_close(channels, cnn[0](x).flatten(2) * 2 * kept)  # whole channels dropped, no single entries
@@ -173,8 +174,8 @@ def test_convolutional_classifier_and_layers_in_a_list():
     assert (reader.dim, reader.num_classes) == (WIDTH, CLASSES)
     reader.attach(model)
     hidden = layers[0](torch.randn(2, 6))
-    layers[2](input=layers[1](input=hidden))
-    assert reader.read(None) is hidden
+    logits = layers[2](input=layers[1](input=hidden))
+    assert reader.read(None, logits) is hidden
 
 
 @pytest.mark.parametrize(
@@ -206,12 +207,12 @@ def test_lora(name: str, targets: list[str]):
         if isinstance(layer, nn.Dropout) and layer.p == 0.3:  # LoRA's own, off to compare
             layer.p = 0.0
     reader.attach(model)
-    model(batch)
+    logits = class_logits(model(batch))
     if name == 'roberta':  # random before its dense layer too
-        assert (reader.read(batch) != 0).all()
+        assert (reader.read(batch, logits) != 0).all()
     else:
-        torch.testing.assert_close(reader.read(batch), expected)
-    reader.read(batch).sum().backward()
+        torch.testing.assert_close(reader.read(batch, logits), expected)
+    reader.read(batch, logits).sum().backward()
     assert any(p.grad is not None for key, p in model.named_parameters() if 'lora_B' in key)
 
 
@@ -223,4 +224,4 @@ def test_encoder_as_wide_as_there_are_classes():
     reader, batch = FeatureReader(model), make_batch()
     reader.attach(model.eval(), always=True)
     logits = forward(model, batch).logits
-    torch.testing.assert_close(model.classifier(reader.read(batch)), logits)
+    torch.testing.assert_close(model.classifier(reader.read(batch, logits)), logits)

@@ -7,7 +7,6 @@ import gc
 import io
 import shutil
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,16 +22,6 @@ from composer_cmi.features import FeatureReader
 from feature_tools import forward, head_input, make_batch, make_classifier, make_model
 
 
-@pytest.fixture
-def process_group(tmp_path: Path):
-    made = not torch.distributed.is_initialized()
-    if made:
-        torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
-    yield
-    if made:
-        torch.distributed.destroy_process_group()
-
-
 def test_detach_removes_every_hook():
     model, batch = make_classifier(nn.Dropout(0.5))
     reader = FeatureReader(model)
@@ -44,11 +33,11 @@ def test_detach_removes_every_hook():
     reader.attach(model)
     reader.attach(model)  # not twice
     assert hooks() == 3
-    model(batch)
+    logits = model(batch)
     reader.detach()
     assert hooks() == 0
     with pytest.raises(RuntimeError):
-        reader.read(batch)
+        reader.read(batch, logits)
 
 
 def test_dropouts_inside_the_encoders_blocks_are_left_alone():
@@ -63,7 +52,7 @@ def test_clear_lets_go_of_the_graph():
     reader = FeatureReader(model)
     reader.attach(model)
     logits = model(batch)
-    features = weakref.ref(reader.read(batch))
+    features = weakref.ref(reader.read(batch, logits))
     del logits
     gc.collect()
     assert features() is not None
@@ -76,8 +65,8 @@ def test_a_copy_of_the_model_neither_writes_nor_holds():
     model, batch = make_classifier(nn.Dropout(0.5))
     reader = FeatureReader(model)
     reader.attach(model)
-    model(batch)  # a live, non-leaf tensor is in the box now
-    features = reader.read(batch)
+    logits = model(batch)  # a live, non-leaf tensor is in the box now
+    features = reader.read(batch, logits)
     buffer = io.BytesIO()
     torch.save(model, buffer)
     buffer.seek(0)
@@ -87,14 +76,13 @@ def test_a_copy_of_the_model_neither_writes_nor_holds():
         torch.load(buffer, weights_only=False),
     ):
         twin.train()((torch.randn(2, 6), None))
-        assert reader.read(batch) is features
+        assert reader.read(batch, logits) is features
         hooks = [hook for m in twin.modules() for hook in [*m._forward_hooks.values(), *m._forward_pre_hooks.values()]]
         assert len(hooks) == 3
         assert all(hook.box is None for hook in hooks)
         again = FeatureReader(twin)
         again.attach(twin)
-        twin(batch)
-        torch.testing.assert_close(again.read(batch), features)
+        torch.testing.assert_close(again.read(batch, twin(batch)), features)
 
 
 def test_gradient_checkpointing_fires_again_but_is_not_read():
@@ -104,18 +92,19 @@ def test_gradient_checkpointing_fires_again_but_is_not_read():
     reader.attach(model)
     fired: list[bool] = []
     model.bert.encoder.layer[1].attention.register_forward_hook(lambda *_: fired.append(True))
-    loss = forward(model, batch).loss
-    total = loss + reader.read(batch).square().mean()
+    outputs = forward(model, batch)
+    total = outputs.loss + reader.read(batch, outputs.logits).square().mean()
     reader.clear()
     total.backward()
     assert len(fired) == 2
     with pytest.raises(RuntimeError):
-        reader.read(batch)
+        reader.read(batch, outputs.logits)
 
     plain = make_model('bert')
     twin = FeatureReader(plain, module='layer.1.attention', position='first')
     twin.attach(plain)
-    (forward(plain, batch).loss + twin.read(batch).square().mean()).backward()
+    outputs = forward(plain, batch)
+    (outputs.loss + twin.read(batch, outputs.logits).square().mean()).backward()
     for (name, one), other in zip(model.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, msg=name)
 
@@ -128,10 +117,10 @@ def test_wrapped_by_checkpointing():
     reader.attach(model)
     inner.attach(model)
     logits = model(batch)
-    features = reader.read(batch)
-    torch.testing.assert_close(features, nn.functional.silu(inner.read(batch)))
+    features = reader.read(batch, logits)
+    torch.testing.assert_close(features, nn.functional.silu(inner.read(batch, logits)))
     torch.testing.assert_close(features, model.module.body(batch[0]))
-    (logits.sum() + features.sum() + inner.read(batch).sum()).backward()
+    (logits.sum() + features.sum() + inner.read(batch, logits).sum()).backward()
     assert model.module.body[0].weight.grad.any()
 
 
@@ -143,16 +132,16 @@ def test_under_ddp(name: str, process_group: None):
     reader = FeatureReader(model)
     wrapped = DistributedDataParallel(model.train(), find_unused_parameters=True)
     reader.attach(wrapped)
-    loss = wrapped(batch)['loss']
-    torch.testing.assert_close(reader.read(batch), expected)
-    (loss + reader.read(batch).square().mean()).backward()
+    outputs = wrapped(batch)
+    features = reader.read(batch, outputs['logits'])
+    torch.testing.assert_close(features, expected)
+    (outputs['loss'] + features.square().mean()).backward()
     assert all(p.grad is not None for p in model.model.base_model.parameters() if p.requires_grad)
 
     classifier, pair = make_classifier(nn.Dropout(0.5))  # its own attribute is called `module`, like DDP's
     reader = FeatureReader(classifier)
     reader.attach(wrapped := DistributedDataParallel(classifier))
-    wrapped(pair)
-    torch.testing.assert_close(reader.read(pair), classifier.module.body(pair[0]))
+    torch.testing.assert_close(reader.read(pair, wrapped(pair)), classifier.module.body(pair[0]))
 
 
 def test_under_fsdp2_with_mixed_precision(process_group: None):
@@ -163,8 +152,8 @@ def test_under_fsdp2_with_mixed_precision(process_group: None):
     for module in (model.module.body, model.module.head, model):
         fully_shard(module, mesh=mesh, mp_policy=policy)
     reader.attach(model)
-    model(batch)
-    features = reader.read(batch)
+    logits = model(batch)
+    features = reader.read(batch, logits)
     assert (features != 0).all()
     torch.testing.assert_close(features, model.module.body(batch[0]))
 
@@ -181,20 +170,20 @@ def test_under_torch_compile(backend: str):
     reader.attach(compiled)
     expected = model.module.body(batch[0])
     logits = compiled(batch)
-    features = reader.read(batch)
+    features = reader.read(batch, logits)
     torch.testing.assert_close(features, expected)
     (logits.sum() + features.square().sum()).backward()
     assert model.module.body[0].weight.grad.any()
     reader.clear()
     compiled.eval()
-    compiled(batch)
+    logits = compiled(batch)
     with pytest.raises(RuntimeError):
-        reader.read(batch)
+        reader.read(batch, logits)
     compiled.train()
     reader.detach()
-    compiled(batch)
+    logits = compiled(batch)
     with pytest.raises(RuntimeError):
-        reader.read(batch)
+        reader.read(batch, logits)
     torch.compiler.reset()
 
 
@@ -206,6 +195,6 @@ def test_under_torch_compile_bert():
     reader = FeatureReader(model)
     compiled = torch.compile(model.train(), backend='eager')
     reader.attach(compiled)
-    compiled(batch)
-    torch.testing.assert_close(reader.read(batch), expected)
+    logits = compiled(batch)['logits']
+    torch.testing.assert_close(reader.read(batch, logits), expected)
     reader.detach()

@@ -27,8 +27,8 @@ def test_named_modules():
         reader = FeatureReader(model, module=module, position=position)
         assert (reader.dim, reader.num_classes) == (WIDTH, CLASSES)
         reader.attach(model)
-        model(batch)
-        torch.testing.assert_close(reader.read(batch), expected())
+        logits = model(batch)['logits']
+        torch.testing.assert_close(reader.read(batch, logits), expected())
         reader.detach()
 
 
@@ -42,9 +42,9 @@ def test_naming_what_holds_the_head_means_the_heads_input():
     assert FeatureReader(model, module='classifier.out_proj')._names == ['classifier.out_proj']
     reader = FeatureReader(model, module='classifier.dense')
     reader.attach(model)
-    forward(model, batch := make_batch())
+    logits = forward(model, batch := make_batch()).logits
     first = model.roberta(**batch_inputs(batch))[0][:, 0]
-    torch.testing.assert_close(reader.read(batch), model.classifier.dense(first))
+    torch.testing.assert_close(reader.read(batch, logits), model.classifier.dense(first))
 
 
 def test_what_is_not_clear_is_refused_with_the_candidates():
@@ -72,8 +72,7 @@ def test_features_of_the_wrong_shape_are_refused():
     def read(**options: Any) -> Tensor:
         reader = FeatureReader(model, **options)
         reader.attach(model)
-        forward(model, batch)
-        return reader.read(batch)
+        return reader.read(batch, forward(model, batch).logits)
 
     with pytest.raises(ValueError, match=r"'bert.encoder' have .* \[4, 9, 16\]: feature_position is 'first' or 'last'"):
         read(module='bert.encoder')
@@ -83,4 +82,4 @@ def test_features_of_the_wrong_shape_are_refused():
         read(module='layer.0.intermediate.intermediate_act_fn', position='first')
     unused = nn.ModuleDict({'late': nn.Linear(2, 2)})
     with pytest.raises(RuntimeError, match="There are no features: the last forward did not pass 'late'"):
-        FeatureReader(unused).read(batch)
+        FeatureReader(unused).read(batch, torch.zeros(4, 2))

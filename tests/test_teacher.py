@@ -26,7 +26,7 @@ from composer_cmi.teachers.compatibility import (
     label_order,
     num_labels_of,
 )
-from composer_cmi.teachers.teacher import Member, Teacher, load_teacher, outputs_to_logits, weights_fingerprint
+from composer_cmi.teachers.teacher import Member, Teacher, load_teacher, weights_fingerprint
 
 NAMES = ['sport', 'tech', 'business']
 WORDS = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *(f'w{i}' for i in range(19))]
@@ -193,12 +193,6 @@ def test_a_composer_classifier_and_a_plain_module():
     assert torch.equal(load_teacher(model).logits((x, torch.zeros(4))), expected)
     assert torch.equal(load_teacher(model.module).logits((x, torch.zeros(4))), expected)
     assert load_teacher(model).num_labels == 3 and load_teacher(model.module).num_labels is None
-
-
-def test_outputs_to_logits():
-    logits = torch.randn(2, 3)
-    for outputs in (logits, {'logits': logits}, (torch.tensor(0.5), logits), (logits,)):
-        assert outputs_to_logits(outputs) is logits
 
 
 def test_segments_that_a_distilbert_tokenizer_leaves_out(tokenizer):

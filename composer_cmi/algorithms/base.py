@@ -12,9 +12,10 @@ from composer.loggers import Logger
 from torch import Tensor
 
 from composer_cmi import functional as cmi_f
-from composer_cmi.algorithms.batch import class_logits, hard_labels, progress
+from composer_cmi.algorithms.batch import progress
 from composer_cmi.algorithms.guard import diagnose
 from composer_cmi.algorithms.loss import add_to_loss
+from composer_cmi.batch import class_labels, class_logits
 from composer_cmi.centroids import CentroidMode, ClassCentroids
 from composer_cmi.features import FeatureReader
 
@@ -160,7 +161,7 @@ class CMIAlgorithm(Algorithm):
         # Here and not later: LabelSmoothing makes them dense before the loss.
         if self._reader is not None:
             self._reader.clear()
-        self._labels = hard_labels(state, self.label_key)
+        self._labels = class_labels(state.batch, self.label_key)
 
     def _add_term(self, state: State, logger: Logger) -> None:
         if self._labels is None:
@@ -174,7 +175,7 @@ class CMIAlgorithm(Algorithm):
         logits = class_logits(outputs)
         x = logits
         if self._reader is not None:
-            x = self._reader.read(state.batch)
+            x = self._reader.read(state.batch, logits)
             self._reader.clear()
         if not self.centroids.ready or x.shape[-1] != self.centroids.shape[1]:  # or a checkpoint's do not fit: says so
             self._allocate(x.shape[-1], x.shape[-1], state)
@@ -270,7 +271,7 @@ class CMIAlgorithm(Algorithm):
         with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
             for batch in state.train_dataloader:
                 state.batch = state.device.batch_to_device(batch)
-                labels = hard_labels(state, self.label_key)
+                labels = class_labels(state.batch, self.label_key)
                 with get_precision_context(state.precision, state.precision_config):
                     outputs = model(state.batch)
                 self._gather(state, outputs, labels)

@@ -28,12 +28,13 @@ from composer_cmi.algorithms.distillation_batch import (
     refuse_shared_weights,
 )
 from composer_cmi.algorithms.loss import get_total, replace_total
+from composer_cmi.batch import class_logits
 from composer_cmi.functional import distillation_divergence
 from composer_cmi.registry import register_algorithm
 from composer_cmi.teachers.compatibility import check_numbers, label_names_of, label_order, num_labels_of
 from composer_cmi.teachers.forward import inputs_fingerprint, run_teacher
 from composer_cmi.teachers.logit_cache import CacheError, CacheKey, LogitCache, open_or_build
-from composer_cmi.teachers.teacher import Teacher, TeacherSpec, load_teacher, outputs_to_logits
+from composer_cmi.teachers.teacher import Teacher, TeacherSpec, load_teacher
 
 __all__ = ['KnowledgeDistillation', 'distillation_loss']
 
@@ -237,7 +238,7 @@ class KnowledgeDistillation(Algorithm):
         own = outputs.get('loss', total) if isinstance(outputs, Mapping) else total
         divergence = total.new_zeros(1)
         if self.alpha > 0:
-            divergence = self._divergence(outputs_to_logits(outputs))
+            divergence = self._divergence(class_logits(outputs))
         mixed = distillation_loss(own, divergence, share, self.alpha)
         state.loss = replace_total(state.loss, mixed if total is own else total - own + mixed)
         self._teacher_logits = self._labelled_share = None

@@ -9,6 +9,8 @@ import torch
 from composer.core import Algorithm, State
 from torch import Tensor, nn
 
+from composer_cmi.batch import class_labels, raw_labels
+
 __all__ = [
     'check_partners',
     'example_ids',
@@ -92,13 +94,9 @@ def labelled_share(state: State, label_key: str | int | None) -> Tensor:
     """Labelled rows divided by all rows of `state.batch`, 0-d on its device; dense labels count as labelled.
 
     Raises:
-        ValueError: The batch has no labels.
+        ValueError: The batch has no labels, or a list of them.
     """
-    key = label_key if label_key is not None else 'labels' if isinstance(state.batch, Mapping) else 1
-    try:
-        labels = state.batch_get_item(key)
-    except (KeyError, IndexError) as error:
-        raise ValueError(f'The batch has no labels at {key!r}: rows without a label carry {IGNORED} there.') from error
-    if labels.ndim == 1 and not labels.is_floating_point():
-        return (labels != IGNORED).float().mean()
-    return torch.ones((), device=labels.device)  # dense labels: every row has one
+    labels = raw_labels(state.batch, label_key)
+    if isinstance(labels, Tensor) and (labels.ndim != 1 or labels.is_floating_point()):
+        return torch.ones((), device=labels.device)  # dense labels: every row has one
+    return (class_labels(state.batch, label_key) != IGNORED).float().mean()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from composer.utils import dist
 from torch import Tensor
 
 from composer_cmi import functional
+from composer_cmi.batch import class_labels, class_logits
 from composer_cmi.features import FeatureReader
 
 __all__ = ['Evaluation', 'evaluate', 'information']
@@ -83,10 +83,10 @@ def _forward(model: HuggingFaceModel, reader: FeatureReader, batch: Any, precisi
     inputs = {key: value for key, value in batch.items() if key != 'labels'}
     with get_precision_context(precision):
         outputs = model(inputs)
-    logits = outputs['logits'] if isinstance(outputs, Mapping) else outputs[0]
-    features = reader.read(batch)
+    logits = class_logits(outputs)
+    features = reader.read(batch, logits)
     reader.clear()
-    columns = (batch['example_id'], batch['labels'], logits.float(), features.float())
+    columns = (batch['example_id'], class_labels(batch), logits.float(), features.float())
     return tuple(column.detach().cpu() for column in columns)
 
 

@@ -20,6 +20,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from composer_cmi import registry
+from composer_cmi.batch import class_labels, class_logits
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.config.schema import ModelConfig
 from composer_cmi.teachers.pretrained import first_sentence, fit_tokenizer, read_pretrained
@@ -240,14 +241,14 @@ class _ClassifierModel(HuggingFaceModel):
     def eval_forward(self, batch: Any, outputs: Any = None) -> Any:
         # Composer would give an encoder-decoder the classes as its decoder's words; it makes those of the text itself.
         self.labels = batch.pop('labels')
-        outputs = self.forward(batch) if outputs is None else outputs
-        return outputs['logits'] if isinstance(outputs, Mapping) else outputs[0]
+        return class_logits(self.forward(batch) if outputs is None else outputs)
 
     def forward(self, batch: Any) -> Any:
         outputs = super().forward(batch)
         if self.label_smoothing and self.training and 'labels' in batch:
             # In the outputs and not in `loss`: what mixes losses, as distillation does, reads the model's own there.
-            outputs['loss'] = cross_entropy(outputs['logits'], batch['labels'], label_smoothing=self.label_smoothing)
+            logits, labels = class_logits(outputs), class_labels(batch)
+            outputs['loss'] = cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return outputs
 
 

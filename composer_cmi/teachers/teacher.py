@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from composer_cmi.batch import class_logits
 from composer_cmi.teachers.compatibility import check_same_vocabulary, label_names_of, label_order, num_labels_of
 from composer_cmi.teachers.loading import load_classifier
 from composer_cmi.teachers.pretrained import accepted_inputs, fit_padding, fit_tokenizer
@@ -27,21 +28,8 @@ __all__ = [
     'Member',
     'Teacher',
     'load_teacher',
-    'outputs_to_logits',
     'weights_fingerprint',
 ]
-
-
-def outputs_to_logits(outputs: Any) -> Tensor:
-    """The class logits `[N, C]` of a model's outputs: a tensor, a mapping with `'logits'`, or a tuple.
-
-    Of a Hugging Face tuple the loss, where there is one, comes first and has no dimension.
-    """
-    if isinstance(outputs, Mapping):
-        return outputs['logits']
-    if isinstance(outputs, (tuple, list)):
-        return outputs[1] if outputs[0].ndim == 0 else outputs[0]
-    return outputs
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -176,7 +164,7 @@ class Teacher:
         for member, order in zip(self.members, self._orders, strict=True):
             # At every call, not once: a caller that holds the module may have put it back into train mode.
             member.module.eval()
-            logits = outputs_to_logits(_forward(member, batch)).float()
+            logits = class_logits(_forward(member, batch)).float()
             logits = logits if order is None else logits[:, order]
             total = logits if total is None else total + logits
         assert total is not None
