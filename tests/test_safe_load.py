@@ -15,8 +15,10 @@ from torch.distributed import checkpoint as sharded
 import toys
 from composer_cmi.algorithms import CMIRegularization
 from composer_cmi.errors import ConfigError
+from composer_cmi.run.command import run_file
 from composer_cmi.teachers.safe_load import check_checkpoint, read_checkpoint, safe_loading
 from composer_cmi.teachers.teacher import load_teacher
+from run_tools import make_all
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 
@@ -85,6 +87,20 @@ def test_promise_23_a_payload_in_a_checkpoint_is_not_run_at_resumption(checkpoin
     assert not made.exists() and str(error.value).count('\n') == 0
     torch.load(folder / 'latest-rank0.pt', weights_only=False)
     assert made.exists()  # the payload works where it is let
+
+
+def test_promise_23_a_payload_in_the_checkpoint_of_a_run_is_not_run(tmp_path, capsys):
+    """From the YAML file: an interrupted run's folder that somebody else could write to."""
+    path, made = make_all(tmp_path), tmp_path / 'made'
+    assert run_file(str(path), ['train.max_duration=1ep']) == 0
+    folder = tmp_path / 'runs' / 'tiny'
+    (folder / 'results.json').unlink()
+    poison((folder / 'checkpoints' / 'latest-rank0.pt').resolve(), made)
+    capsys.readouterr()
+    assert run_file(str(path), ['train.max_duration=1ep']) == 2
+    error = capsys.readouterr().err
+    assert not made.exists() and len(error.strip().splitlines()) == 1
+    assert str(folder / 'checkpoints') in error and 'mkdir, which is no part of a checkpoint' in error
 
 
 def test_promise_23_a_payload_in_a_teacher_is_not_run(checkpoints, tmp_path):

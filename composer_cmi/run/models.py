@@ -241,8 +241,7 @@ class _ClassifierModel(HuggingFaceModel):
     def eval_forward(self, batch: Any, outputs: Any = None) -> Any:
         # Composer would give an encoder-decoder the classes as its decoder's words; it makes those of the text itself.
         self.labels = batch.pop('labels')
-        outputs = self.forward(batch) if outputs is None else outputs
-        return outputs['logits'] if isinstance(outputs, Mapping) else outputs[0]
+        return class_logits(self.forward(batch) if outputs is None else outputs)
 
     def forward(self, batch: Any) -> Any:
         outputs = super().forward(batch)

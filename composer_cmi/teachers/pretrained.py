@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from composer_cmi.batch import class_logits
 from composer_cmi.errors import ConfigError
 
 __all__ = [
@@ -233,7 +234,7 @@ def _logits(model: Any, tokenizer: Any, texts: list[str], max_length: int, what:
         accepted = accepted_inputs(model)
         model.eval()
         with torch.no_grad(), torch.random.fork_rng():
-            logits = model(**{name: value.to(device) for name, value in inputs.items() if name in accepted})['logits']
+            logits = class_logits(model(**{key: value.to(device) for key, value in inputs.items() if key in accepted}))
     except Exception as error:  # whatever a model of somebody else's stumbles over
         raise ConfigError(
             f'{what}: {type(model).__name__} cannot read a text of {max_length} tokens: {first_sentence(error)}'
