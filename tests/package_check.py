@@ -87,7 +87,8 @@ def check_sdist(folder: Path, sdist: Path, bin_: Path, tests: list[str]) -> None
     with tarfile.open(sdist) as archive:
         archive.extractall(folder)
     source = folder / sdist.name.removesuffix('.tar.gz')
-    pip(bin_, 'hypothesis', 'import-linter', 'pytest', 'pytest-timeout', 'scikit-learn', 'peft', 'tensorboard')
+    tools = ('evaluate', 'hypothesis', 'import-linter', 'packaging', 'pytest', 'pytest-timeout', 'scikit-learn')
+    pip(bin_, *tools, 'peft', 'tensorboard')
     run(bin_ / 'python', '-m', 'pytest', '-q', '-m', 'not slow', *tests, cwd=source)
 
 

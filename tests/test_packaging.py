@@ -92,6 +92,13 @@ def test_every_import_is_declared_and_every_dependency_is_imported():
     assert not unused, f'declared and never imported: {sorted(unused)}'
 
 
+def test_what_tests_and_benchmarks_import_is_declared():
+    files = [*(ROOT / 'tests').rglob('*.py'), *(ROOT / 'benchmarks').glob('*.py')]
+    ours = {file.stem for file in files} | {'other_package'}  # the last is written by a test
+    imported = distribution_names(third_party(files) - ours)
+    assert imported <= declared('all') | declared('dev'), sorted(imported - declared('all') - declared('dev'))
+
+
 @pytest.mark.parametrize(
     ('rooms', 'extra'),
     [
