@@ -73,12 +73,15 @@ def _summary(get: Callable[[str], Any], name: str) -> str:
 def submit_command(
     folders: Annotated[list[str], typer.Argument(help='Finished runs of GLUE tasks, one a task')],
     out: Annotated[str, typer.Option(help='Where the files go')] = 'submission',
+    run_code: Annotated[
+        bool, typer.Option('--run-code', help="Run the code_paths of the folders' configurations")
+    ] = False,
 ) -> None:
     """Predict the test splits of finished GLUE runs and write the leaderboard's TSV files."""
     from composer_cmi.run.outputs.submission import submit
 
     try:
-        files = submit(folders, out)
+        files = submit(folders, out, run_code=run_code)
     except ConfigError as error:
         raise typer.Exit(fail(str(error))) from None
     print(*files, sep='\n')

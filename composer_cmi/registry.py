@@ -5,7 +5,8 @@ through the entry point groups ``composer_cmi_algorithms``, ``composer_cmi_tasks
 ``composer_cmi_models``; a user's own file does it with the decorators below and is imported by
 ``code_paths: [my_file.py]`` in a run's YAML.
 
-This module imports nothing but ``catalogue`` and Composer: what it names is imported when it is asked for.
+This module imports nothing but ``catalogue``, Composer and what checks arguments: what it names is imported when it
+is asked for.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from typing import Any, TypeVar
 import catalogue
 import composer.algorithms
 from composer.core import Algorithm
+
+from composer_cmi.arguments import check_init
 
 __all__ = [
     'algorithms',
@@ -74,8 +77,18 @@ def _where(entry: Any) -> str:
 
 
 def register_algorithm(name: str) -> Callable[[T], T]:
-    """Decorate a Composer ``Algorithm`` class; its constructor's arguments are its YAML keys."""
-    return _register(algorithms, 'algorithm', name)
+    """Decorate a Composer ``Algorithm`` class; its constructor's arguments are its YAML keys.
+
+    From then on the constructor refuses what its annotations do not allow, from a file and from Python.
+    """
+
+    def decorator(entry: T) -> T:
+        _register(algorithms, 'algorithm', name)(entry)
+        if inspect.isclass(entry) and '__init__' in vars(entry):
+            check_init(entry)
+        return entry
+
+    return decorator
 
 
 def register_task(name: str) -> Callable[[T], T]:

@@ -94,7 +94,7 @@ def test_bad_arguments(kwargs, words):
 @pytest.mark.parametrize(
     ('kwargs', 'words'),
     [
-        ({'centroids': 'epoch'}, "centroids='ema' or 'fixed'"),
+        ({'centroids': 'epoch'}, 'centroids must be one of ema, fixed'),
         ({'max_cmi': 0}, 'max_cmi must be positive'),
         ({'max_growth': 1}, 'max_growth must be above 1'),
     ],

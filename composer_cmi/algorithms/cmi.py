@@ -7,6 +7,7 @@ from typing import Literal
 from composer.core import Time
 
 from composer_cmi.algorithms.base import CMIAlgorithm, Form, Space
+from composer_cmi.arguments import Temperature, Weight
 from composer_cmi.centroids import CentroidMode
 from composer_cmi.registry import register_algorithm
 
@@ -51,13 +52,13 @@ class CMIRegularization(CMIAlgorithm):
 
     def __init__(
         self,
-        weight: float = 0.05,
+        weight: Weight = 0.05,
         *,
         space: Space = 'features',
         form: Form = 'scaled',
         start: str | Time = '0.3dur',
         ramp: str | Time = '0dur',
-        temperature: float = 1.0,
+        temperature: Temperature = 1.0,
         centroids: CentroidMode = 'ema',
         decay: float = 0.9,
         feature_module: str | None = None,
@@ -115,7 +116,7 @@ class CMIMaximization(CMIAlgorithm):
 
     def __init__(
         self,
-        weight: float = 0.2,
+        weight: Weight = 0.2,
         *,
         space: Space = 'logits',
         form: Form = 'plain',
@@ -123,7 +124,7 @@ class CMIMaximization(CMIAlgorithm):
         ramp: str | Time = '0dur',
         max_cmi: float | None = None,
         max_growth: float | None = None,
-        temperature: float = 1.0,
+        temperature: Temperature = 1.0,
         centroids: Literal['ema', 'fixed'] = 'ema',
         decay: float = 0.5,
         feature_module: str | None = None,

@@ -28,6 +28,7 @@ from composer_cmi.algorithms.distillation_batch import (
     refuse_shared_weights,
 )
 from composer_cmi.algorithms.loss import get_total, replace_total
+from composer_cmi.arguments import Share, Temperature
 from composer_cmi.functional import distillation_divergence
 from composer_cmi.registry import register_algorithm
 from composer_cmi.teachers.compatibility import check_numbers, label_names_of, label_order, num_labels_of
@@ -97,8 +98,8 @@ class KnowledgeDistillation(Algorithm):
     def __init__(
         self,
         teacher: TeacherSpec | None = None,
-        alpha: float = 0.5,
-        temperature: float = 2.0,
+        alpha: Share = 0.5,
+        temperature: Temperature = 2.0,
         cache: str | Path | LogitCache | None = None,
         *,
         assume_same_labels: bool = False,

@@ -19,7 +19,9 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from composer_cmi import registry
+from composer_cmi.arguments import argument_types, fault
 from composer_cmi.errors import ConfigError
+from composer_cmi.run.config.loading import check_values
 from composer_cmi.run.config.schema import ModelConfig
 
 __all__ = [
@@ -140,7 +142,17 @@ def _override(model_config: Any, overrides: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f'unknown key {f"model.config_overrides.{key}"!r}.{suggestion} Known: {", ".join(known)}.'
             )
+        if words := fault(_type_of(key, getattr(model_config, key, None)), value):
+            raise ConfigError(f'model.config_overrides.{key}: {words} (given: {value!r}).')
         setattr(model_config, key, value)
+
+
+def _type_of(key: str, default: Any) -> Any:
+    if type(default) is int and ('drop' in key or 'prob' in key):
+        return float  # a share, where 0 was meant as a number
+    if isinstance(default, bool | int | float):
+        return type(default)
+    return type(default) | None if isinstance(default, str | list | dict) else Any
 
 
 def _own_names(model_config: Any) -> list[str] | None:
@@ -267,6 +279,7 @@ def _lora_config(section: Mapping[str, Any]) -> Any:
             raise ConfigError(
                 f'unknown key {f"peft.{key}"!r}.{registry.nearest(key, known)} Known here: {", ".join(known)}.'
             )
+    check_values(argument_types(LoraConfig), section, 'peft')
     return LoraConfig(task_type='SEQ_CLS', **section)
 
 

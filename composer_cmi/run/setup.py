@@ -24,6 +24,7 @@ __all__ = [
     'build_parallelism',
     'build_scheduler',
     'choose_precision',
+    'is_here',
     'rank_batch_size',
     'to_steps',
     'user_errors',
@@ -106,6 +107,12 @@ def build_algorithms(sections: Mapping[str, Mapping[str, Any]]) -> list[Algorith
         with user_errors(f'algorithms.{name}'):
             built.append(registry.get_algorithm(name)(**kwargs))
     return built
+
+
+def is_here(device: str | None) -> bool:
+    """Whether this machine has the device that ``train.device`` names."""
+    there = {'gpu': torch.cuda.is_available, 'mps': torch.backends.mps.is_available}
+    return device not in there or there[device]()
 
 
 def choose_precision(config: TrainConfig, device: Device) -> Precision:

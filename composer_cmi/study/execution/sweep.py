@@ -77,7 +77,7 @@ def sweep(
     check_cells(study, [*tuning, *foreseen], may_differ=unsettled)
     check_slices(study, tuning, foreseen)
     names = f'{len(study.settings)} settings, arms {", ".join(study.arms)}, {len(study.seeds)} seeds'
-    console.print(f'{study.name}: {names}; {len(tuning)} tuning runs, then {len(foreseen)} reported runs')
+    console.print(f'{study.name}: {names}; {len(tuning)} tuning runs, then {len(foreseen)} reported runs', markup=False)
     if dry_run:
         for cell in (*tuning, *foreseen):
             state = 'finished' if is_finished(cell.folder) else 'to do'

@@ -28,6 +28,7 @@ from composer_cmi.study.findings.tables import (
     time_rows,
     tuning_rows,
 )
+from composer_cmi.text import for_csv, for_filename
 
 __all__ = ['findings', 'report']
 
@@ -197,7 +198,7 @@ def _pictures(
     pictures = []
     for name, caption, figure in wanted:
         if figure is not None:
-            pictures.append(_save(figure, out, f'pictures/{name}.png', caption))
+            pictures.append(_save(figure, out, f'pictures/{for_filename(name)}.png', caption))
     return pictures
 
 
@@ -241,8 +242,14 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     writer = csv.DictWriter(text, names, lineterminator='\n')
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: f'{value:.6g}' if isinstance(value, float) else value for name, value in row.items()})
+        writer.writerow(
+            {name: f'{value:.6g}' if isinstance(value, float) else _cell(value) for name, value in row.items()}
+        )
     return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    return for_csv(value) if isinstance(value, str) else value
 
 
 def _as_json(study: Study, comparisons: Sequence[Comparison]) -> dict[str, Any]:
