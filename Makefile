@@ -4,8 +4,8 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow glue-smoke lint format clean study studies-gpu partners kill-test mutants coverage overhead \
-  gpu-checks
+.PHONY: demo test test-slow glue-smoke lint format clean study studies-gpu partners kill-test mutants fuzz coverage \
+  overhead gpu-checks
 
 demo: $(STAMP)
 	$(BIN)/composer train.py yamls/demo_mincmi.yaml
@@ -56,6 +56,11 @@ kill-test: $(STAMP)
 
 mutants: $(STAMP)
 	$(BIN)/python tests/mutants.py
+
+# Every key changed in every way, then mutated bytes of each kind of file for so many seconds each.
+SECONDS_A_FILE ?= 60
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz.py --seconds $(SECONDS_A_FILE)
 
 # Branch coverage of everything outside data/, run/, study/ and the command line, by one process: what ranks cover is not counted.
 CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,functional centroids metrics feature_architectures feature_modules \

@@ -6,19 +6,32 @@ An algorithm that registers itself is checked in every call, from a file or from
 
 from __future__ import annotations
 
+import builtins
 import functools
 import inspect
 import json
 import math
 import sys
 import types
-from collections.abc import Callable, Mapping
+import typing
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from composer.core import Time, TimeUnit
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError, core_schema
 
-__all__ = ['Share', 'Temperature', 'Weight', 'argument_types', 'check_init', 'fault', 'path_arguments', 'time_fault']
+__all__ = [
+    'Share',
+    'Temperature',
+    'Weight',
+    'argument_types',
+    'check_init',
+    'fault',
+    'is_number',
+    'path_arguments',
+    'time_fault',
+]
 
 
 def _share(value: float) -> float:
@@ -40,6 +53,7 @@ _BUILT_IN: dict[str, dict[str, Any]] = {
     'LabelSmoothing': {'smoothing': Share},
 }
 _LONGEST_TIME = 1e12
+_UNITS = tuple(unit.value for unit in TimeUnit)
 _CONFIG = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 _WORDS = {
     'bool_type': 'must be true or false',
@@ -64,37 +78,70 @@ def argument_types(entry: Any) -> dict[str, Any]:
     """The types of the arguments of a class or function by name; what cannot be resolved is ``Any``."""
     function = entry.__init__ if inspect.isclass(entry) else entry
     function = inspect.unwrap(function)
-    names = vars(sys.modules.get(getattr(function, '__module__', ''), types.ModuleType('none')))
+    names = _Names(vars(sys.modules.get(getattr(function, '__module__', ''), types.ModuleType('none'))))
     extra = _BUILT_IN.get(getattr(entry, '__name__', ''), {})
     found = {}
     for parameter in inspect.signature(entry).parameters.values():
         hint = extra.get(parameter.name, parameter.annotation)
         hint = Any if hint is parameter.empty else _resolved(hint, names)
-        if isinstance(parameter.default, str) and time_fault(parameter.default) is None:
-            hint = hint | Time  # Composer's own classes annotate their times so
+        is_time = isinstance(parameter.default, str) and time_fault(parameter.default) is None
+        if is_time or (parameter.name.endswith('_interval') and str in _members(hint)):
+            hint = hint | Time  # Composer's own classes annotate their times as str
         found[parameter.name] = Any if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) else hint
     return found
 
 
-def _resolved(hint: Any, names: Mapping[str, Any]) -> Any:
+class _ForeignMeta(type):
+    def __getattr__(cls, name: str) -> type:
+        if name.startswith('__'):
+            raise AttributeError(name)
+        return cls
+
+    def __getitem__(cls, name: Any) -> type:
+        return cls
+
+
+class _Foreign(metaclass=_ForeignMeta):
+    """Stands for a class that a signature names and its module does not import: an object, nothing from a file."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        def check(value: Any) -> Any:
+            if value is None or isinstance(value, str | int | float | list | dict):
+                raise PydanticCustomError('is_instance_of', 'must be an object')
+            return value
+
+        return core_schema.no_info_plain_validator_function(check)
+
+
+class _Names(dict[str, Any]):
+    """What a module's annotations are read with: aliases that are text are read too, other names are foreign."""
+
+    def __getitem__(self, name: str) -> Any:
+        known = getattr(builtins, name, None) or getattr(typing, name, _Foreign)
+        value = dict.get(self, name, known)
+        return _resolved(value, self) if isinstance(value, str) else value
+
+
+def _resolved(hint: Any, names: _Names) -> Any:
     if not isinstance(hint, str):
         return hint
     try:
-        value = eval(hint, dict(names))
+        return eval(hint, {}, names)
     except Exception:
-        # `'Alias' | None` where the alias is a string itself.
-        parts = [part.strip() for part in hint.split(' | ')]
-        if len(parts) == 1:
-            return Any
-        resolved = tuple(_resolved(part, names) for part in parts)
-        return Any if Any in resolved else Union[resolved]  # noqa: UP007
-    return _resolved(value, names) if isinstance(value, str) else value
+        return Any
 
 
 def _members(hint: Any) -> list[Any]:
     if get_origin(hint) in (Union, types.UnionType):
         return [member for branch in get_args(hint) for member in _members(branch)]
     return [hint]
+
+
+def is_number(hint: Any) -> bool:
+    """Whether a type holds numbers and no text."""
+    members = _members(hint)
+    return bool({int, float} & {*members}) and str not in members and Any not in members
 
 
 def path_arguments(entry: Any) -> list[str]:
@@ -108,6 +155,8 @@ def fault(hint: Any, value: Any) -> str | None:
     """What is wrong with a value of that type, as the words ``must be ...``, or None."""
     members = _members(hint)
     number = isinstance(value, int | float) and not isinstance(value, bool) and {int, float} & {*members}
+    if Time in members and number and value < 0:
+        return 'must be at least 0'
     if Time not in members or number or (value is None and type(None) in members):
         return _fault(hint, value)
     return time_fault(value)
@@ -172,8 +221,8 @@ def time_fault(value: Any, units: tuple[TimeUnit, ...] | None = None) -> str | N
         units: those that can be counted here; all by default.
     """
     example = "must be a Composer time such as '3ep', '100ba', '5000sp' or '0.1dur'"
-    if not isinstance(value, str | Time):
-        return example
+    if not (isinstance(value, Time) or (isinstance(value, str) and value.endswith(_UNITS))):
+        return example  # without a unit Composer reads seconds
     try:
         time = Time.from_timestring(value) if isinstance(value, str) else value
         amount = float(time.value)

@@ -5,8 +5,7 @@ through the entry point groups ``composer_cmi_algorithms``, ``composer_cmi_tasks
 ``composer_cmi_models``; a user's own file does it with the decorators below and is imported by
 ``code_paths: [my_file.py]`` in a run's YAML.
 
-This module imports nothing but ``catalogue``, Composer and what checks arguments: what it names is imported when it
-is asked for.
+This module imports nothing but ``catalogue`` and Composer: what it names is imported when it is asked for.
 """
 
 from __future__ import annotations
@@ -25,8 +24,6 @@ from typing import Any, TypeVar
 import catalogue
 import composer.algorithms
 from composer.core import Algorithm
-
-from composer_cmi.arguments import check_init
 
 __all__ = [
     'algorithms',
@@ -83,6 +80,8 @@ def register_algorithm(name: str) -> Callable[[T], T]:
     """
 
     def decorator(entry: T) -> T:
+        from composer_cmi.arguments import check_init  # it imports Composer, as the class has
+
         _register(algorithms, 'algorithm', name)(entry)
         if inspect.isclass(entry) and '__init__' in vars(entry):
             check_init(entry)

@@ -246,7 +246,7 @@ def build_composer_model(
             use_logits=True,
             eval_metrics=list(eval_metrics),
             shift_labels=False,
-            peft_config=None if peft is None else _lora_config(peft),
+            peft_config=None if peft is None else lora_config(peft),
             label_smoothing=label_smoothing,
         )
     except ValueError as error:
@@ -268,7 +268,12 @@ class _ClassifierModel(HuggingFaceModel):
         return outputs
 
 
-def _lora_config(section: Mapping[str, Any]) -> Any:
+def lora_config(section: Mapping[str, Any]) -> Any:
+    """The ``peft`` section as a ``peft.LoraConfig``.
+
+    Raises:
+        ConfigError: for an unknown key or a value that it refuses, or where peft is not installed.
+    """
     try:
         from peft import LoraConfig
     except ImportError as error:
@@ -280,7 +285,10 @@ def _lora_config(section: Mapping[str, Any]) -> Any:
                 f'unknown key {f"peft.{key}"!r}.{registry.nearest(key, known)} Known here: {", ".join(known)}.'
             )
     check_values(argument_types(LoraConfig), section, 'peft')
-    return LoraConfig(task_type='SEQ_CLS', **section)
+    try:
+        return LoraConfig(task_type='SEQ_CLS', **section)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f'peft: {" ".join(str(error).split())}') from error
 
 
 def silence_transformers() -> None:

@@ -15,7 +15,9 @@ from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
 
 from composer_cmi import registry
+from composer_cmi.arguments import argument_types
 from composer_cmi.errors import ConfigError
+from composer_cmi.run.config.loading import check_values
 from composer_cmi.run.config.schema import OptimizerConfig, RunConfig, TrainConfig
 
 __all__ = [
@@ -36,14 +38,15 @@ def user_errors(where: str = '') -> Iterator[None]:
     """Turn what setting up a run raises about the user's input into one sentence with the YAML section in front.
 
     Raises:
-        ConfigError: for a ValueError, TypeError or missing file raised inside.
+        ConfigError: for a ValueError, TypeError, LookupError or missing file raised inside.
     """
     try:
         yield
     except ConfigError:
         raise
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        message = ' '.join(str(error).split())
+    except (ValueError, TypeError, LookupError, FileNotFoundError) as error:
+        said = error.args[0] if isinstance(error, KeyError) and error.args else error  # str() would quote it
+        message = ' '.join(str(said).split())
         raise ConfigError(f'{where}: {message}' if where else message) from error
 
 
@@ -154,5 +157,6 @@ def build_parallelism(config: RunConfig) -> dict[str, Any] | None:
         if key not in known:
             suggestion = registry.nearest(key, known)
             raise ConfigError(f'unknown key {f"fsdp.{key}"!r}.{suggestion} Known here: {", ".join(known)}.')
+    check_values(argument_types(FSDP2Config), config.fsdp, 'fsdp')
     state_dict_type = 'sharded' if config.checkpoint.save_sharded else 'full'
     return {'fsdp': FSDP2Config(**config.fsdp, state_dict_type=state_dict_type)}

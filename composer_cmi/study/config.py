@@ -62,7 +62,7 @@ class Arm(_Section):
     set: dict[str, Any] = {}
     grid: Values = {}
     tune: Values = {}
-    tuned_as: str | None = None
+    tuned_as: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode='after')
     def _one_kind(self) -> Arm:
@@ -105,7 +105,9 @@ class StudyConfig(_Section):
     base: PathString
     output_dir: PathString = 'runs/studies'
     seeds: Annotated[list[Seed], BeforeValidator(_count_or_list)] = Field(min_length=1, max_length=_MOST_SEEDS)
-    settings: dict[str, Annotated[Setting, BeforeValidator(_shorthand)]] = {'base': Setting()}
+    settings: Annotated[dict[str, Annotated[Setting, BeforeValidator(_shorthand)]], Field(min_length=1)] = {
+        'base': Setting()
+    }
     arms: dict[str, Annotated[Arm, BeforeValidator(_shorthand)]]
     tuning: Tuning = Tuning()  # pyright: ignore[reportCallIssue]
     comparisons: list[Annotated[tuple[str, str], Field(strict=False)]] | None = None

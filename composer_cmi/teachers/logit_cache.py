@@ -209,7 +209,8 @@ class LogitCache:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in ('example_ids', 'logits')}
             version, stored = int(metadata['schema_version']), CacheKey(**json.loads(metadata['key']))
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            digest, names = metadata['digest'], json.loads(metadata['label_names'])
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
             raise CacheError(
                 f'{path} is no logit cache, or a truncated one ({error}): delete it, and it is built anew.'
             ) from error
@@ -217,14 +218,12 @@ class LogitCache:
             raise CacheError(
                 f'{path} has schema version {version}, this composer-cmi reads up to {_SCHEMA_VERSION}: upgrade it.'
             )
-        if metadata['digest'] != _digest(tensors):
+        if digest != _digest(tensors):
             raise CacheError(f'{path} was altered after it was written: delete it, and it is built anew.')
         if key is not None and stored != key:
             differing = [name for name, value in asdict(key).items() if asdict(stored)[name] != value]
             raise CacheError(f'{path} was built for another {" and ".join(differing)}: name another file or a folder.')
-        return cls(
-            tensors['example_ids'], tensors['logits'], key=stored, label_names=json.loads(metadata['label_names'])
-        )
+        return cls(tensors['example_ids'], tensors['logits'], key=stored, label_names=names)
 
 
 def open_or_build(folder: str | Path, key: CacheKey, build: Callable[[], LogitCache]) -> LogitCache:

@@ -13,11 +13,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from composer.utils.parallelism import FSDP2Config
 from pydantic import ValidationError
 
 from composer_cmi import registry
-from composer_cmi.arguments import argument_types, fault, path_arguments
+from composer_cmi.arguments import argument_types, fault, is_number, path_arguments
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.config.schema import RunConfig, path_fault
 from composer_cmi.run.config.sentences import check_plain, sentence, shown
@@ -36,6 +35,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         ConfigError: in one sentence, for whatever is wrong in the file or the overrides.
     """
+    path = Path(path).expanduser()
     data = read_yaml(path)
     for override in overrides:
         key, equals, value = override.partition('=')
@@ -149,6 +149,8 @@ def _check_names(config: RunConfig, source: str) -> None:
     """Task, algorithms and loggers by name, and their arguments by the signature of the class."""
     from composer_cmi.data.tasks import get_task
     from composer_cmi.run.loggers import check_file_names, get_logger
+    from composer_cmi.run.models import lora_config
+    from composer_cmi.run.setup import build_parallelism
 
     try:
         get_task(config.task)
@@ -157,7 +159,9 @@ def _check_names(config: RunConfig, source: str) -> None:
         for name, kwargs in config.loggers.items():
             _check_arguments(get_logger(name), kwargs, f'loggers.{name}')
             check_file_names(name, kwargs)
-        check_values(argument_types(FSDP2Config), config.fsdp or {}, 'fsdp')
+        build_parallelism(config)
+        if config.peft is not None:
+            lora_config(config.peft)
     except (ValueError, ImportError) as error:
         raise ConfigError(f'{source}: {error}') from error
 
@@ -176,11 +180,23 @@ def _check_arguments(cls: type, kwargs: Mapping[str, Any], where: str) -> None:
         if p.name in names and p.default is p.empty and p.name not in kwargs:
             raise ConfigError(f'the key {f"{where}.{p.name}"!r} is missing.')
     check_values(argument_types(cls), kwargs, where)
-    for name in path_arguments(cls):
-        given = kwargs.get(name)
-        for path in given if isinstance(given, list) else [given]:
-            if isinstance(path, str) and (words := path_fault(path)):
-                raise ConfigError(f'{where}.{name}: {words}.')
+    for p in (p for p in parameters if p.name in kwargs):
+        if words := _fault_beyond_type(cls, p, kwargs[p.name]):
+            raise ConfigError(f'{where}.{p.name}: {words} (given: {shown(kwargs[p.name])}).')
+
+
+def _fault_beyond_type(cls: type, parameter: inspect.Parameter, value: Any) -> str | None:
+    default: Any = parameter.default
+    if isinstance(value, str) and not value and default != '':
+        return 'must not be empty: leave the key out'
+    # Composer looks at its own numbers late or never.
+    number = is_number(argument_types(cls)[parameter.name]) and isinstance(value, int | float)
+    if number and value < 0 and cls.__module__.startswith('composer.'):
+        return None if isinstance(default, int | float) and default < 0 else 'must be at least 0'
+    if parameter.name in path_arguments(cls):
+        paths = value if isinstance(value, list) else [value]
+        return next((words for path in paths if isinstance(path, str) and (words := path_fault(path))), None)
+    return None
 
 
 def check_values(types: Mapping[str, Any], section: Mapping[str, Any], where: str) -> None:

@@ -14,6 +14,7 @@ from composer_cmi.registry import nearest
 __all__ = ['check_plain', 'sentence', 'shown']
 
 _DEEPEST = 60
+_LARGEST = 1e15
 
 
 def shown(value: Any) -> str:
@@ -38,6 +39,8 @@ def check_plain(value: Any, key: str = '', depth: int = 0) -> None:
             check_plain(inner, f'{key}.{name}' if key else name, depth + 1)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f'{key}: input should be a finite number (given: {value})')
+    elif isinstance(value, int | float) and abs(value) > _LARGEST:
+        raise ValueError(f'{key}: input should be at most {_LARGEST:g} in size (given: {shown(value)})')
     elif isinstance(value, list | tuple):
         for inner in value:
             check_plain(inner, key, depth + 1)
@@ -80,8 +83,8 @@ def _path(fault: Any, data: Any) -> list[str]:
     path = []
     for place, part in enumerate(fault['loc']):
         last = place == len(fault['loc']) - 1
-        inside = part in data if isinstance(data, Mapping) else isinstance(data, list | tuple) and isinstance(part, int)
-        if inside:
+        places = data if isinstance(data, Mapping) else range(len(data)) if isinstance(data, list | tuple) else ()
+        if part in places:
             data = data[part]
         elif not (last and fault['type'] in ('missing', 'extra_forbidden')):
             continue

@@ -79,7 +79,7 @@ def load_results(folder: str | Path) -> RunResults | None:
         return None
     try:
         return RunResults.model_validate(json.loads(path.read_text(encoding='utf-8')))
-    except (json.JSONDecodeError, ValidationError) as error:
+    except (ValueError, RecursionError, OSError) as error:  # no JSON, no UTF-8, a number of thousands of digits
         reason = error.errors()[0]['msg'] if isinstance(error, ValidationError) else str(error)
         raise ConfigError(f'{path} is not a results file of this version: {reason}; delete it to run again.') from error
 

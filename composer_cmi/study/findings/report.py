@@ -59,8 +59,9 @@ def report(folder: str | Path, out: str | Path | None = None, against: Sequence[
     Raises:
         ConfigError: in one sentence, if there is nothing to report on.
     """
+    folder = Path(folder).expanduser()
     study = load_runs(folder, against)
-    out = Path(folder) / 'report' if out is None else Path(out)
+    out = folder / 'report' if out is None else Path(out).expanduser()
     by_score = compare(study)
     secondary = {metric: compare(study, metric) for metric in _SECONDARY}
     blocks = _blocks(study, by_score, secondary, out)
