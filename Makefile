@@ -9,8 +9,8 @@ EXTRAS := run,demo,tensorboard,peft,dev
 MODERN := .venv-modern
 MODERN_STAMP := $(MODERN)/.installed
 
-.PHONY: demo test test-modern test-slow package-check startup glue-smoke lint format clean study studies-gpu partners kill-test mutants coverage overhead \
-  gpu-checks
+.PHONY: demo test test-modern test-slow package-check startup glue-smoke lint format clean study studies-gpu partners \
+  kill-test mutants fuzz faults coverage overhead gpu-checks
 
 demo: $(STAMP)
 	$(BIN)/composer train.py yamls/demo_mincmi.yaml
@@ -68,6 +68,11 @@ kill-test: $(STAMP)
 
 mutants: $(STAMP)
 	$(BIN)/python tests/mutants.py
+
+# Every key changed in every way, then mutated bytes of each kind of file for so many seconds each.
+SECONDS_A_FILE ?= 60
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz.py --seconds $(SECONDS_A_FILE)
 
 # Branch coverage of everything outside data/, run/, study/ and the command line, by one process: what ranks cover is not counted.
 CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,functional centroids metrics feature_architectures feature_modules \

@@ -155,12 +155,15 @@ def check_command(
 def submit_command(
     folders: Annotated[list[str], typer.Argument(help='Finished runs of GLUE tasks, one a task')],
     out: Annotated[str, typer.Option(help='Where the files go')] = 'submission',
+    run_code: Annotated[
+        bool, typer.Option('--run-code', help="Run the code_paths of the folders' configurations")
+    ] = False,
 ) -> None:
     """Predict the test splits of finished GLUE runs and write the leaderboard's TSV files."""
     with _one_sentence():
         with needs('run', 'A submission'):
             from composer_cmi.run.outputs.submission import submit
-        files = submit(folders, out)
+        files = submit(folders, out, run_code=run_code)
     print(*files, sep='\n')
     print('The site wants them in one zip with a file for every task: STS-B.tsv and AX.tsv come from elsewhere.')
 

@@ -77,8 +77,20 @@ def _where(entry: Any) -> str:
 
 
 def register_algorithm(name: str) -> Callable[[T], T]:
-    """Decorate a Composer ``Algorithm`` class; its constructor's arguments are its YAML keys."""
-    return _register(algorithms, 'algorithm', name)
+    """Decorate a Composer ``Algorithm`` class; its constructor's arguments are its YAML keys.
+
+    From then on the constructor refuses what its annotations do not allow, from a file and from Python.
+    """
+
+    def decorator(entry: T) -> T:
+        from composer_cmi.arguments import check_init  # it imports Composer, as the class has
+
+        _register(algorithms, 'algorithm', name)(entry)
+        if inspect.isclass(entry) and '__init__' in vars(entry):
+            check_init(entry)
+        return entry
+
+    return decorator
 
 
 def register_task(name: str) -> Callable[[T], T]:

@@ -120,9 +120,9 @@ def test_arms_are_merged_over_the_file_and_refer_to_earlier_folders(tmp_path):
         ),
         (['train.batch_size=many'], r"train.batch_size: input should be a valid integer.* \(given: 'many'\)"),
         (['train.batch_size=0'], r'train.batch_size: input should be greater than or equal to 1 \(given: 0\)'),
-        (['train.max_duration=3epochs'], r"train.max_duration: '3epochs' is not a Composer time such as '3ep'"),
+        (['train.max_duration=3epochs'], r"train.max_duration: '3epochs' must be a Composer time such as '3ep'"),
         (['train.max_duration=0ep'], r"train.max_duration: '0ep' would train nothing"),
-        (['train.max_duration=3tok'], r"train.max_duration: '3tok' must be in epochs, batches or samples"),
+        (['train.max_duration=3tok'], r"train.max_duration: '3tok' must be counted in 'ep', 'ba', 'sp'"),
         (
             ['train.precision=fp8'],
             r"train.precision: input should be 'fp32', 'amp_fp16' or 'amp_bf16' \(given: 'fp8'\)",

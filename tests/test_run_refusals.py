@@ -32,9 +32,9 @@ BAD_INPUT = {
     'bad algorithm argument': (
         ['algorithms.cmi_regularization.space=labels'],
         None,
-        r'algorithms.cmi_regularization: ',
+        r"algorithms.cmi_regularization.space: must be one of features, logits (given: 'labels')",
     ),
-    'bad weight': (['algorithms.cmi_regularization.weight=-1'], None, r'algorithms.cmi_regularization: '),
+    'bad weight': (['algorithms.cmi_regularization.weight=-1'], None, r'.weight: must be at least 0 (given: -1)'),
     'bad feature module': (['algorithms.cmi_regularization.feature_module=bert.poler'], None, r'bert.pooler'),
     'no such peft target': (['peft.target_modules=[nothing]'], None, r'peft: '),
     'unknown peft key': (['peft.rank=8'], None, r"unknown key 'peft.rank'"),

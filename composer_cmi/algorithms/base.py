@@ -16,6 +16,7 @@ from composer_cmi.algorithms.fixed import outputs_of_all_rows, require_rows
 from composer_cmi.algorithms.loss import add_to_loss
 from composer_cmi.algorithms.plugin import PluginAlgorithm, require_same_on_all_ranks
 from composer_cmi.algorithms.schedule import Schedule
+from composer_cmi.arguments import Temperature, Weight
 from composer_cmi.batch import class_labels, class_logits
 from composer_cmi.centroids import CentroidMode, ClassCentroids
 from composer_cmi.features import FeatureReader
@@ -42,13 +43,13 @@ class CMIAlgorithm(PluginAlgorithm):
     sign: ClassVar[int]
     max_cmi = max_growth = None
 
-    weight: float = 0.05
+    weight: Weight = 0.05
     _: KW_ONLY
     space: Space = 'features'
     form: Form = 'scaled'
     start: str | Time = '0.3dur'
     ramp: str | Time = '0dur'
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
     centroids: CentroidMode = 'ema'
     decay: float = 0.9
     feature_module: str | None = None

@@ -3,6 +3,7 @@
 from dataclasses import KW_ONLY, dataclass
 
 from composer_cmi.algorithms.base import CMIAlgorithm, Form, Space
+from composer_cmi.arguments import Weight
 from composer_cmi.registry import register_algorithm
 
 __all__ = ['CMIMaximization', 'CMIRegularization']
@@ -81,7 +82,7 @@ class CMIMaximization(CMIAlgorithm):
 
     sign = -1
 
-    weight: float = 0.2
+    weight: Weight = 0.2
     _: KW_ONLY
     space: Space = 'logits'
     form: Form = 'plain'

@@ -27,6 +27,7 @@ from composer_cmi.algorithms.distillation_batch import (
 )
 from composer_cmi.algorithms.loss import distillation_loss, get_total, replace_total
 from composer_cmi.algorithms.plugin import PluginAlgorithm, require_same_on_all_ranks
+from composer_cmi.arguments import Share, Temperature
 from composer_cmi.batch import class_logits
 from composer_cmi.functional import distillation_divergence
 from composer_cmi.registry import register_algorithm
@@ -71,8 +72,8 @@ class KnowledgeDistillation(PluginAlgorithm):
     def __init__(
         self,
         teacher: TeacherSpec | None = None,
-        alpha: float = 0.5,
-        temperature: float = 2.0,
+        alpha: Share = 0.5,
+        temperature: Temperature = 2.0,
         cache: str | Path | LogitCache | None = None,
         *,
         assume_same_labels: bool = False,

@@ -19,6 +19,7 @@ from composer_cmi.run.outputs.identity import fingerprints
 from composer_cmi.run.outputs.results import RunResults
 from composer_cmi.run.ranks import start_device
 from composer_cmi.run.train import load_data, look_up, train_run
+from composer_cmi.text import for_rich
 
 __all__ = ['results_table', 'run_all']
 
@@ -42,7 +43,7 @@ def run_all(config: RunConfig) -> dict[str, RunResults]:
     for name, arm in arms.items():
         finished = done[name]
         if finished is not None:
-            console.print(f'[bold]{name}[/]: finished before, in {arm.folder}')
+            console.print(for_rich(name, 'bold'), for_rich(f': finished before, in {arm.folder}'), sep='')
         else:
             shown = _introduce(console, name, arm, datasets[name], device, shown)
         # A finished one is compared once more: an arm before it may have been a part of it, and has changed.
@@ -50,7 +51,8 @@ def run_all(config: RunConfig) -> dict[str, RunResults]:
     console.print()
     title = f'{config.run_name}: {config.task}; held-out information in nats, before -> after training'
     console.print(results_table(results, title=title))
-    console.print(f'Run folder: [bold]{config.folder}[/] (each with results.json, cmi.png, model/, predictions)')
+    where = for_rich(config.folder, 'bold')
+    console.print('Run folder: ', where, ' (each with results.json, cmi.png, model/, predictions)', sep='')
     return results
 
 
@@ -74,10 +76,11 @@ def _introduce(console: Console, name: str, arm: RunConfig, data: TaskData, devi
     """Say what is about to run; the data only where they differ from the ones before. Returns what was said of them."""
     description = data.describe()
     if description != shown:
-        console.print(description, markup=False)
+        console.print(description, markup=False, emoji=False)
     algorithms = ', '.join(f'{key}({_arguments(kwargs)})' for key, kwargs in arm.algorithms.items()) or 'none'
-    console.print(f'\n[bold]{name}[/]: {arm.model.name_or_path}, {arm.train.max_duration}, seed {arm.seed}', end='')
-    console.print(f', {dist.get_world_size()} x {device.name}; algorithms: {algorithms}')
+    what = f': {arm.model.name_or_path}, {arm.train.max_duration}, seed {arm.seed}, '
+    machine = f'{dist.get_world_size()} x {device.name}; algorithms: {algorithms}'
+    console.print('\n', for_rich(name, 'bold'), for_rich(what + machine), sep='')
     return description
 
 
@@ -87,15 +90,15 @@ def _arguments(kwargs: Mapping[str, Any]) -> str:
 
 def results_table(results: Mapping[str, RunResults], title: str = '') -> Table:
     """One column an arm: scores, held-out information before and after training, time."""
-    table = Table(title=title, title_justify='left')
+    table = Table(title=for_rich(title, 'italic'), title_justify='left')
     table.add_column('')
     for name in results:
-        table.add_column(name, justify='right')
+        table.add_column(for_rich(name), justify='right')
     for label, values in _rows(results):
         if label == '':
             table.add_section()
         else:
-            table.add_row(label, *values)
+            table.add_row(for_rich(label), *values)
     return table
 
 

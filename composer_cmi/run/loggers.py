@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from composer.loggers import (
 from composer_cmi.errors import ConfigError, needs
 from composer_cmi.registry import nearest
 
-__all__ = ['build_logger', 'get_logger', 'known_loggers']
+__all__ = ['build_logger', 'check_file_names', 'get_logger', 'known_loggers']
 
 _LOGGERS: dict[str, type[LoggerDestination]] = {
     'comet_ml': CometMLLogger,
@@ -31,6 +32,9 @@ _LOGGERS: dict[str, type[LoggerDestination]] = {
     'tensorboard': TensorboardLogger,
     'wandb': WandBLogger,
 }
+
+
+_FILE_NAMES = ('run_name', 'rank', 'local_rank', 'world_size', 'local_world_size', 'node_rank')
 
 
 def known_loggers() -> list[str]:
@@ -48,6 +52,21 @@ def get_logger(name: str) -> type[LoggerDestination]:
         known = ', '.join(known_loggers())
         raise ConfigError(f'Unknown logger {name!r}.{nearest(name, _LOGGERS)} Known: {known}.')
     return _LOGGERS[name]
+
+
+def check_file_names(name: str, kwargs: Mapping[str, Any]) -> None:
+    """Refuse names in braces that Composer does not fill in: it looks at them after training has begun.
+
+    Raises:
+        ConfigError: in one sentence.
+    """
+    for key in ('filename', 'remote_file_name') if name == 'file' else ():
+        if isinstance(pattern := kwargs.get(key), str):
+            try:
+                pattern.format(**dict.fromkeys(_FILE_NAMES, ''))
+            except (LookupError, ValueError, AttributeError) as error:
+                known = ', '.join(f'{{{each}}}' for each in ('task', 'seed', *_FILE_NAMES))
+                raise ConfigError(f'loggers.{name}.{key}: {pattern!r} may hold {known} and no other braces.') from error
 
 
 def build_logger(name: str, kwargs: dict[str, Any], folder: Path) -> LoggerDestination:

@@ -20,8 +20,10 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from composer_cmi import registry
+from composer_cmi.arguments import argument_types, fault
 from composer_cmi.batch import class_labels, class_logits
 from composer_cmi.errors import ConfigError
+from composer_cmi.run.config.loading import check_values
 from composer_cmi.run.config.schema import ModelConfig
 from composer_cmi.teachers.pretrained import first_sentence, fit_tokenizer, read_pretrained
 
@@ -154,7 +156,17 @@ def _override(model_config: Any, overrides: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f'unknown key {f"model.config_overrides.{key}"!r}.{suggestion} Known: {", ".join(known)}.'
             )
+        if words := fault(_type_of(key, getattr(model_config, key, None)), value):
+            raise ConfigError(f'model.config_overrides.{key}: {words} (given: {value!r}).')
         setattr(model_config, key, value)
+
+
+def _type_of(key: str, default: Any) -> Any:
+    if type(default) is int and ('drop' in key or 'prob' in key):
+        return float  # a share, where 0 was meant as a number
+    if isinstance(default, bool | int | float):
+        return type(default)
+    return type(default) | None if isinstance(default, str | list | dict) else Any
 
 
 def _own_names(model_config: Any) -> list[str] | None:
@@ -224,7 +236,7 @@ def build_composer_model(
             use_logits=True,
             eval_metrics=list(eval_metrics),
             shift_labels=False,
-            peft_config=None if peft is None else _lora_config(peft),
+            peft_config=None if peft is None else lora_config(peft),
             label_smoothing=label_smoothing,
         )
     except ValueError as error:
@@ -252,7 +264,12 @@ class _ClassifierModel(HuggingFaceModel):
         return outputs
 
 
-def _lora_config(section: Mapping[str, Any]) -> Any:
+def lora_config(section: Mapping[str, Any]) -> Any:
+    """The ``peft`` section as a ``peft.LoraConfig``.
+
+    Raises:
+        ConfigError: for an unknown key or a value that it refuses, or where peft is not installed.
+    """
     try:
         from peft import LoraConfig
     except ImportError as error:
@@ -263,7 +280,11 @@ def _lora_config(section: Mapping[str, Any]) -> Any:
             raise ConfigError(
                 f'unknown key {f"peft.{key}"!r}.{registry.nearest(key, known)} Known here: {", ".join(known)}.'
             )
-    return LoraConfig(task_type='SEQ_CLS', **section)
+    check_values(argument_types(LoraConfig), section, 'peft')
+    try:
+        return LoraConfig(task_type='SEQ_CLS', **section)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f'peft: {" ".join(str(error).split())}') from error
 
 
 def silence_transformers() -> None:

@@ -17,8 +17,10 @@ from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
 
 from composer_cmi import registry
+from composer_cmi.arguments import argument_types
 from composer_cmi.data.delimited import DataError
 from composer_cmi.errors import ConfigError
+from composer_cmi.run.config.loading import check_values
 from composer_cmi.run.config.schema import OptimizerConfig, RunConfig, TrainConfig
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     'build_parallelism',
     'build_scheduler',
     'choose_precision',
+    'is_here',
     'rank_batch_size',
     'to_steps',
     'user_errors',
@@ -38,15 +41,16 @@ def user_errors(where: str = '') -> Iterator[None]:
     """Turn what setting up a run raises about the user's input into one sentence with the YAML section in front.
 
     Raises:
-        ConfigError: for a ValueError, TypeError or missing file raised inside.
+        ConfigError: for a ValueError, TypeError, LookupError or missing file raised inside.
     """
     try:
         yield
     except ConfigError:
         raise
-    except (ValueError, TypeError, FileNotFoundError) as error:
+    except (ValueError, TypeError, LookupError, FileNotFoundError) as error:
+        said = error.args[0] if isinstance(error, KeyError) and error.args else error  # str() would quote it
         # A file's faults stand on a line each; other libraries' messages are broken anywhere.
-        message = str(error) if isinstance(error, DataError) else ' '.join(str(error).split())
+        message = str(error) if isinstance(error, DataError) else ' '.join(str(said).split())
         raise ConfigError(f'{where}: {message}' if where else message) from error
 
 
@@ -112,6 +116,12 @@ def build_algorithms(sections: Mapping[str, Mapping[str, Any]]) -> list[Algorith
     return built
 
 
+def is_here(device: str | None) -> bool:
+    """Whether this machine has the device that ``train.device`` names."""
+    there = {'gpu': torch.cuda.is_available, 'mps': torch.backends.mps.is_available}
+    return device not in there or there[device]()
+
+
 def choose_precision(config: TrainConfig, device: Device) -> Precision:
     """fp32 on a CPU and amp_bf16 on a GPU unless the configuration says otherwise.
 
@@ -157,5 +167,6 @@ def build_parallelism(config: RunConfig) -> dict[str, Any] | None:
         if key not in known:
             suggestion = registry.nearest(key, known)
             raise ConfigError(f'unknown key {f"fsdp.{key}"!r}.{suggestion} Known here: {", ".join(known)}.')
+    check_values(argument_types(FSDP2Config), config.fsdp, 'fsdp')
     state_dict_type = 'sharded' if config.checkpoint.save_sharded else 'full'
     return {'fsdp': FSDP2Config(**config.fsdp, state_dict_type=state_dict_type)}

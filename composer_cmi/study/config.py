@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,14 +12,17 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from composer_cmi import registry
 from composer_cmi.errors import ConfigError
+from composer_cmi.run.config.schema import PathString, Seed
+from composer_cmi.run.config.sentences import check_plain, sentence, shown
 from composer_cmi.run.config.yaml_loader import parse_value, read_yaml
 
 __all__ = ['Arm', 'Setting', 'StudyConfig', 'Tuning', 'combinations', 'encode', 'load_study', 'short_names']
 
 CE_ARM = 'ce'
-_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.+-]*')
+_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}')
+_MOST_SEEDS = 10_000
+_MOST_CELLS = 10_000
 # What makes runs pairs, and what the sweep itself decides.
 _FIXED = ('seed', 'data.seed', 'run_name', 'output_dir', 'arms')
 
@@ -35,7 +39,7 @@ def _shorthand(value: Any) -> Any:
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra='forbid', frozen=True)
+    model_config = ConfigDict(extra='forbid', frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Setting(_Section):
@@ -58,7 +62,7 @@ class Arm(_Section):
     set: dict[str, Any] = {}
     grid: Values = {}
     tune: Values = {}
-    tuned_as: str | None = None
+    tuned_as: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode='after')
     def _one_kind(self) -> Arm:
@@ -70,12 +74,14 @@ class Arm(_Section):
 class Tuning(_Section):
     """How `tune` values are chosen: `validation_fraction` of train is held out, the reported split is never read."""
 
-    seeds: list[Annotated[int, Field(ge=0)]] = Field([1000, 1001], min_length=1)
+    seeds: list[Seed] = Field([1000, 1001], min_length=1)
     validation_fraction: float = Field(0.2, gt=0, lt=1)
     set: dict[str, Any] = {}
 
 
 def _count_or_list(value: Any) -> Any:
+    if type(value) is int and not 1 <= value <= _MOST_SEEDS:
+        raise ValueError(f'{shown(value)} seeds: it must be a number from 1 to {_MOST_SEEDS:,}, or a list')
     return list(range(value)) if type(value) is int else value
 
 
@@ -96,15 +102,17 @@ class StudyConfig(_Section):
     """
 
     name: str
-    base: str
-    output_dir: str = 'runs/studies'
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_count_or_list)] = Field(min_length=1)
-    settings: dict[str, Annotated[Setting, BeforeValidator(_shorthand)]] = {'base': Setting()}
+    base: PathString
+    output_dir: PathString = 'runs/studies'
+    seeds: Annotated[list[Seed], BeforeValidator(_count_or_list)] = Field(min_length=1, max_length=_MOST_SEEDS)
+    settings: Annotated[dict[str, Annotated[Setting, BeforeValidator(_shorthand)]], Field(min_length=1)] = {
+        'base': Setting()
+    }
     arms: dict[str, Annotated[Arm, BeforeValidator(_shorthand)]]
     tuning: Tuning = Tuning()  # pyright: ignore[reportCallIssue]
-    comparisons: list[tuple[str, str]] | None = None
-    gain: float = Field(1.0, gt=0)
-    threads: int = Field(1, ge=1)
+    comparisons: list[Annotated[tuple[str, str], Field(strict=False)]] | None = None
+    gain: float = Field(1.0, gt=0, le=100)
+    threads: int = Field(1, ge=1, le=1024)
     keep_models: bool = False
 
     @property
@@ -128,7 +136,12 @@ class StudyConfig(_Section):
     def _consistent(self) -> StudyConfig:
         for name in (self.name, *self.settings, *self.arms):
             if not _NAME.fullmatch(name):
-                raise ValueError(f'the name {name!r} becomes a folder: use letters, digits and ._+- only')
+                raise ValueError(
+                    f'the name {shown(name)} becomes a folder: use letters, digits and ._+- only, at most 100'
+                )
+        for where, grid in _grids(self):
+            if (cells := math.prod(map(len, grid.values()))) > _MOST_CELLS:
+                raise ValueError(f'{where} has {cells:,} combinations: at most {_MOST_CELLS:,} can be run')
         parts = [(f'settings.{name}', (*part.set, *part.grid)) for name, part in self.settings.items()]
         parts += [(f'arms.{name}', (*part.set, *part.grid, *part.tune)) for name, part in self.arms.items()]
         for where, keys in parts:
@@ -141,6 +154,12 @@ class StudyConfig(_Section):
                 if name.split(',')[0] not in self.arms:
                     raise ValueError(f'comparisons: there is no arm {name!r} (arms: {", ".join(self.arms)})')
         return self
+
+
+def _grids(study: StudyConfig) -> list[tuple[str, Values]]:
+    found = [(f'settings.{name}.grid', part.grid) for name, part in study.settings.items()]
+    found += [(f'arms.{name}.grid', part.grid) for name, part in study.arms.items()]
+    return [*found, *((f'arms.{name}.tune', part.tune) for name, part in study.arms.items())]
 
 
 def _check_tuning(study: StudyConfig) -> None:
@@ -165,6 +184,7 @@ def load_study(path: str | Path, overrides: Iterable[str] = ()) -> StudyConfig:
     Raises:
         ConfigError: in one sentence, for whatever is wrong.
     """
+    path = Path(path).expanduser()
     data = read_yaml(path)
     for override in overrides:
         key, equals, value = override.partition('=')
@@ -178,23 +198,13 @@ def load_study(path: str | Path, overrides: Iterable[str] = ()) -> StudyConfig:
                 raise ConfigError(f'{override!r}: {parent!r} has no keys below it in {path}.')
         inner[last] = parse_value(value)
     try:
+        check_plain(data)
         study = StudyConfig.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f'{path}: {_sentence(error.errors()[0])}') from error
-    return study.model_copy(update={'base': str(Path(path).parent / study.base)})
-
-
-def _sentence(error: Any) -> str:
-    where = '.'.join(str(part) for part in error['loc'] if not str(part).startswith('function-'))
-    if error['type'] == 'extra_forbidden':
-        *path, key = (str(part) for part in error['loc'])
-        sections: dict[str, type[BaseModel]] = {'settings': Setting, 'arms': Arm, 'tuning': Tuning}
-        known = list((sections[path[0]] if path else StudyConfig).model_fields)
-        return f'unknown key {where!r}.{registry.nearest(key, known)} Known here: {", ".join(known)}.'
-    if error['type'] == 'missing':
-        return f'the key {where!r} is missing.'
-    message = error['msg'].removeprefix('Value error, ')
-    return f'{where}: {message}.' if where else f'{message}.'
+        raise ConfigError(f'{path}: {sentence(error, StudyConfig, data)}') from error
+    except ValueError as error:
+        raise ConfigError(f'{path}: {error}.') from error
+    return study.model_copy(update={'base': str(path.parent / study.base)})
 
 
 def combinations(values: Mapping[str, list[Any]]) -> list[dict[str, Any]]:

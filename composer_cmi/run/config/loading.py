@@ -13,14 +13,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from composer_cmi import registry
+from composer_cmi.arguments import argument_types, fault, is_number, path_arguments
 from composer_cmi.errors import ConfigError
-from composer_cmi.run.config.schema import RunConfig
+from composer_cmi.run.config.schema import RunConfig, path_fault
+from composer_cmi.run.config.sentences import check_plain, sentence, shown
 from composer_cmi.run.config.yaml_loader import parse_value, read_yaml
 
-__all__ = ['arm_configs', 'build_config', 'deep_merge', 'load_config']
+__all__ = ['arm_configs', 'build_config', 'check_values', 'deep_merge', 'load_config']
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -33,6 +35,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         ConfigError: in one sentence, for whatever is wrong in the file or the overrides.
     """
+    path = Path(path).expanduser()
     data = read_yaml(path)
     for override in overrides:
         key, equals, value = override.partition('=')
@@ -42,19 +45,31 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     return build_config(data, source=str(path))
 
 
-def build_config(data: Mapping[str, Any], source: str = 'config') -> RunConfig:
+def build_config(data: Mapping[str, Any], source: str = 'config', *, here: bool = True) -> RunConfig:
     """Check a mapping, its arms included, against the schema and the registries.
+
+    Args:
+        data: the keys and values.
+        source: what a sentence about them begins with.
+        here: whether the run is to be trained on this machine: ``train.device`` must be there.
 
     Raises:
         ConfigError: in one sentence.
     """
+    from composer_cmi.run.setup import is_here
+
     config = _validate(data, source)
     try:
         registry.import_user_code(config.code_paths)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f'{source}: {error}') from error
     for name, arm in arm_configs(config, source).items():
-        _check_names(arm, f'{source}, arm {name}' if config.arms else source)
+        where = f'{source}, arm {name}' if config.arms else source
+        _check_names(arm, where)
+        if here and not is_here(device := arm.train.device):
+            raise ConfigError(
+                f'{where}: train.device: there is no {device!r} on this machine: leave the key out, or say cpu.'
+            )
     return config
 
 
@@ -122,40 +137,20 @@ def _resolve_arms(value: Any, folders: Mapping[str, str], where: str) -> Any:
 
 def _validate(data: Mapping[str, Any], source: str) -> RunConfig:
     try:
+        check_plain(data)
         return RunConfig.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f'{source}: {_sentence(error.errors()[0])}') from error
-
-
-def _sentence(error: Any) -> str:
-    """The first thing that pydantic found, as one sentence a user can act on."""
-    path = [str(part) for part in error['loc'] if not str(part).startswith(('function-', 'constrained-', 'literal['))]
-    key = '.'.join(path)
-    if error['type'] == 'extra_forbidden':
-        known = _known_keys(path[:-1])
-        return f'unknown key {key!r}.{registry.nearest(path[-1], known)} Known here: {", ".join(known)}.'
-    if error['type'] == 'missing':
-        return f'the key {key!r} is missing.'
-    message = error['msg'].removeprefix('Value error, ')
-    message = message[0].lower() + message[1:]
-    given = f' (given: {error["input"]!r})' if error['type'] != 'value_error' else ''
-    return f'{key}: {message}{given}.'
-
-
-def _known_keys(path: list[str]) -> list[str]:
-    schema: Any = RunConfig
-    for part in path:
-        field = schema.model_fields.get(part)
-        if field is None or not (inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel)):
-            return []
-        schema = field.annotation
-    return sorted(schema.model_fields)
+        raise ConfigError(f'{source}: {sentence(error, RunConfig, data)}') from error
+    except ValueError as error:
+        raise ConfigError(f'{source}: {error}.') from error
 
 
 def _check_names(config: RunConfig, source: str) -> None:
     """Task, algorithms and loggers by name, and their arguments by the signature of the class."""
     from composer_cmi.data.tasks import get_task
-    from composer_cmi.run.loggers import get_logger
+    from composer_cmi.run.loggers import check_file_names, get_logger
+    from composer_cmi.run.models import lora_config
+    from composer_cmi.run.setup import build_parallelism
 
     try:
         get_task(config.task)
@@ -163,7 +158,11 @@ def _check_names(config: RunConfig, source: str) -> None:
             _check_arguments(registry.get_algorithm(name), kwargs, f'algorithms.{name}')
         for name, kwargs in config.loggers.items():
             _check_arguments(get_logger(name), kwargs, f'loggers.{name}')
-    except ValueError as error:
+            check_file_names(name, kwargs)
+        build_parallelism(config)
+        if config.peft is not None:
+            lora_config(config.peft)
+    except (ValueError, ImportError) as error:
         raise ConfigError(f'{source}: {error}') from error
 
 
@@ -180,3 +179,32 @@ def _check_arguments(cls: type, kwargs: Mapping[str, Any], where: str) -> None:
     for p in parameters:
         if p.name in names and p.default is p.empty and p.name not in kwargs:
             raise ConfigError(f'the key {f"{where}.{p.name}"!r} is missing.')
+    check_values(argument_types(cls), kwargs, where)
+    for p in (p for p in parameters if p.name in kwargs):
+        if words := _fault_beyond_type(cls, p, kwargs[p.name]):
+            raise ConfigError(f'{where}.{p.name}: {words} (given: {shown(kwargs[p.name])}).')
+
+
+def _fault_beyond_type(cls: type, parameter: inspect.Parameter, value: Any) -> str | None:
+    default: Any = parameter.default
+    if isinstance(value, str) and not value and default != '':
+        return 'must not be empty: leave the key out'
+    # Composer looks at its own numbers late or never.
+    number = is_number(argument_types(cls)[parameter.name]) and isinstance(value, int | float)
+    if number and value < 0 and cls.__module__.startswith('composer.'):
+        return None if isinstance(default, int | float) and default < 0 else 'must be at least 0'
+    if parameter.name in path_arguments(cls):
+        paths = value if isinstance(value, list) else [value]
+        return next((words for path in paths if isinstance(path, str) and (words := path_fault(path))), None)
+    return None
+
+
+def check_values(types: Mapping[str, Any], section: Mapping[str, Any], where: str) -> None:
+    """Refuse the first value of a section that does not have the type of that name.
+
+    Raises:
+        ConfigError: in one sentence.
+    """
+    for key, value in section.items():
+        if key in types and (words := fault(types[key], value)):
+            raise ConfigError(f'{where}.{key}: {words} (given: {shown(value)}).')

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from composer.core import Time, TimeUnit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from composer_cmi.arguments import time_fault
+from composer_cmi.run.config.sentences import shown
 
 __all__ = [
     'CheckpointConfig',
@@ -17,6 +22,7 @@ __all__ = [
     'RunConfig',
     'SchedulerConfig',
     'TrainConfig',
+    'path_fault',
 ]
 
 Sections = dict[str, dict[str, Any]]
@@ -31,45 +37,80 @@ def _sections(value: Any) -> Any:
     return {name: {} if kwargs is None else kwargs for name, kwargs in value.items() if kwargs is not False}
 
 
-def _time_string(value: str) -> str:
-    try:
-        time = Time.from_timestring(value)
-    except ValueError as error:
-        raise ValueError(f"{value!r} is not a Composer time such as '3ep', '100ba' or '0.1dur'") from error
-    if time.value < 0:
-        raise ValueError(f'{value!r} is negative')
-    return value
+def _time(*units: TimeUnit, zero: str = '') -> AfterValidator:
+    def check(value: str) -> str:
+        if words := time_fault(value, units):
+            raise ValueError(f'{value!r} {words}')
+        if zero and Time.from_timestring(value).value == 0:
+            raise ValueError(f'{value!r} {zero}')
+        return value
 
-
-def _duration(value: str) -> str:
-    if Time.from_timestring(value).unit not in (TimeUnit.EPOCH, TimeUnit.BATCH, TimeUnit.SAMPLE):
-        raise ValueError(f"{value!r} must be in epochs, batches or samples, such as '3ep', '100ba' or '5000sp'")
-    if Time.from_timestring(value).value == 0:
-        raise ValueError(f'{value!r} would train nothing')
-    return value
+    return AfterValidator(check)
 
 
 def _relative_path(value: str) -> str:
-    if not value or Path(value).is_absolute() or '..' in Path(value).parts:
+    parts = Path(value).parts
+    if not parts or Path(value).is_absolute() or '..' in parts or parts[0].startswith('~'):
         raise ValueError(f"{value!r} must be a name below output_dir, such as 'rte_mincmi' or 'glue/rte/seed1'")
+    for part in parts:
+        if len(part.encode()) > _LONGEST_NAME or not part.isprintable():
+            raise ValueError(f'{shown(part)} becomes a folder: use at most {_LONGEST_NAME} printable characters')
+    return _filled(value)
+
+
+def _one_part(value: str) -> str:
+    if '/' in value or value.startswith('.'):
+        raise ValueError(f'{value!r} becomes one folder: no slash, and no dot in front')
     return value
 
 
-Timestring = Annotated[str, AfterValidator(_time_string)]
-Duration = Annotated[str, AfterValidator(_time_string), AfterValidator(_duration)]
+def _filled(value: str) -> str:
+    # Composer fills in braces of its own, and a name that it does not know is an error after training has begun.
+    for found in re.findall(r'\{[^{}]*\}|[{}]', re.sub(r'\{(?:task|seed)\}', '', value)):
+        raise ValueError(f'{value!r} has {found!r}: in braces stand {{task}} and {{seed}} only')
+    return value
+
+
+def _path(value: str) -> str:
+    """A path as it is written in a shell: ``~`` is home; variables are not looked up."""
+    found = os.path.expanduser(_filled(value))
+    if found.startswith('~'):
+        raise ValueError(f'{value!r}: there is no such home folder; write ./{value} for a folder of that name')
+    return found
+
+
+def path_fault(value: str) -> str | None:
+    """What is wrong with a path in a section without a schema, or None."""
+    try:
+        return None if _path(value) else 'a path is not empty'
+    except ValueError as error:
+        return str(error)
+
+
+_LONGEST_NAME = 200
+_INTERVALS = (TimeUnit.EPOCH, TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.DURATION)
+Name = Annotated[str, Field(min_length=1)]
+PathString = Annotated[Name, AfterValidator(_path)]
 RunName = Annotated[str, AfterValidator(_relative_path)]
+ArmName = Annotated[RunName, AfterValidator(_one_part)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Rows = Annotated[int, Field(ge=2, le=10**12)]
+BatchSize = Annotated[int, Field(ge=1, le=2**20)]
+Interval = Annotated[str, _time(*_INTERVALS)]
+Duration = Annotated[str, _time(*_INTERVALS[:3], zero='would train nothing')]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra='forbid', frozen=True, protected_namespaces=())
+    # Strict: 'true', '3' and 3.0 are no substitutes for true and 3.
+    model_config = ConfigDict(extra='forbid', frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class ModelConfig(_Section):
     """Which model is fine-tuned."""
 
-    name_or_path: str
+    name_or_path: PathString
     """A hub name, a Hugging Face folder, a finished run folder or a registered name (``embedded:minilm``)."""
-    keep_layers: list[Annotated[int, Field(ge=0)]] | None = None
+    keep_layers: Annotated[list[Annotated[int, Field(ge=0, lt=10_000)]], Field(min_length=1)] | None = None
     """Make a student of these encoder layers of the model, counted from 0, as DistilBERT was made of BERT."""
     config_overrides: dict[str, Any] = {}
     """Entries of the Hugging Face configuration to change before loading, such as ``hidden_dropout_prob: 0.2``."""
@@ -78,87 +119,127 @@ class ModelConfig(_Section):
 class DataConfig(_Section):
     """What is read, and how much of it. ``seed`` fixes every subset, whatever the seed of the run."""
 
-    path: str | None = None
+    path: PathString | None = None
     """GLUE's own folder, or the folder or file of own data; without it the task's embedded set or the Hub."""
-    max_length: int = Field(128, ge=4)
-    seed: int = Field(17, ge=0)
-    train_rows: int | None = Field(None, ge=2)
+    max_length: int = Field(128, ge=4, le=2**20)
+    seed: Seed = 17
+    train_rows: Rows | None = None
     """Take so many training rows, in the classes' own shares."""
-    labelled_rows: int | None = Field(None, ge=2)
+    labelled_rows: Rows | None = None
     """Keep the labels of so many training rows; the others become text without labels."""
-    eval_rows: int | None = Field(None, ge=2)
+    eval_rows: Rows | None = None
     """Score on so many rows of each evaluation split."""
-    unlabelled: str | None = None
+    unlabelled: PathString | None = None
     """A file of text without labels, for distillation."""
     validation_fraction: float | None = Field(None, gt=0, lt=1)
     """Hold out this share of train for evaluation, instead of the task's own evaluation split."""
-    text_columns: list[str] | None = Field(None, min_length=1, max_length=2)
-    label_column: str | None = None
-    labels: list[str] | None = Field(None, min_length=2)
+    text_columns: list[Name] | None = Field(None, min_length=1, max_length=2)
+    label_column: Name | None = None
+    labels: list[Name] | None = Field(None, min_length=2)
     """Names of the classes, in the order of the class indices."""
-    metrics: list[str] | None = Field(None, min_length=1)
+    metrics: list[Name] | None = Field(None, min_length=1)
     label_noise: float = Field(0.0, ge=0, lt=1)
     """Give this share of the training rows a wrong label, drawn evenly among the other classes."""
     class_imbalance: float | None = Field(None, gt=0, le=1)
     """Thin the classes out, so that the last one keeps this share of the first one's training rows."""
     group_by_length: bool = True
-    cache_dir: str | None = None
+    cache_dir: PathString | None = None
 
 
 class TrainConfig(_Section):
     """How long, in which batches, in which precision."""
 
     max_duration: Annotated[Duration, BeforeValidator(lambda v: f'{v}ep' if type(v) is int else v)] = '3ep'
-    batch_size: int = Field(32, ge=1)
+    batch_size: BatchSize = 32
     """Rows of one optimizer step, over all ranks together."""
-    microbatch_size: Annotated[int, Field(ge=1)] | Literal['auto'] | None = None
+    microbatch_size: BatchSize | Literal['auto'] | None = None
     """Rows of one forward pass on one rank; None takes the rank's whole batch."""
-    eval_batch_size: int = Field(128, ge=1)
-    eval_interval: Timestring = '1ep'
+    eval_batch_size: BatchSize = 128
+    eval_interval: Interval = '1ep'
     """When the evaluation splits are scored during training; ``0ba`` is never."""
     label_smoothing: float | None = Field(None, gt=0, lt=1)
     """Train towards labels that give this share to all classes alike; scores and NLL are of the plain labels."""
     precision: Literal['fp32', 'amp_fp16', 'amp_bf16'] | None = None
     """None is fp32 on a CPU and amp_bf16 on a GPU."""
     device: Literal['cpu', 'gpu', 'mps'] | None = None
-    num_workers: int = Field(0, ge=0)
+    num_workers: int = Field(0, ge=0, le=256)
     progress_bar: bool = True
+
+
+_Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(_Section):
     """AdamW with bias correction (Mosbach et al. 2021); no decay on biases and LayerNorm weights."""
 
     lr: float = Field(2e-5, gt=0, lt=1)
-    weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    eps: float = Field(1e-6, gt=0)
+    weight_decay: float = Field(0.01, ge=0, le=100)
+    betas: Annotated[tuple[_Beta, _Beta], Field(strict=False)] = (0.9, 0.999)
+    eps: float = Field(1e-6, gt=0, le=1)
 
 
 class SchedulerConfig(_Section):
     """Linear warm-up from 0, then linear decay to 0."""
 
-    warmup: Timestring = '0.1dur'
+    warmup: Interval = '0.1dur'
 
 
 class CheckpointConfig(_Section):
     """Composer checkpoints in the run folder."""
 
-    save_interval: Timestring = '1ep'
+    save_interval: Annotated[str, _time(*_INTERVALS, zero='would save nothing')] = '1ep'
     autoresume: bool = True
-    num_keep: int = Field(1, ge=1)
+    num_keep: int = Field(1, ge=1, le=10**6)
     save_sharded: bool = False
     """Under FSDP, save one shard a rank."""
+
+
+# Where paths stand, in which `{task}` and `{seed}` are filled in: by section the keys, or all.
+_WHOLE_FILE = ('run_name', 'output_dir', 'code_paths')
+_PATHS: dict[str, tuple[str, ...] | None] = {
+    **dict.fromkeys((*_WHOLE_FILE, 'algorithms', 'loggers')),
+    'model': ('name_or_path',),
+    'data': ('path', 'unlabelled', 'cache_dir'),
+}
+
+
+def _fill_in(value: Any, keys: tuple[str, ...] | None, task: str, seed: str) -> Any:
+    if isinstance(value, str):
+        return os.path.expanduser(value.replace('{task}', task).replace('{seed}', seed))
+    if isinstance(value, list):
+        return [_fill_in(each, None, task, seed) for each in value]
+    if isinstance(value, Mapping):
+        return {
+            key: _fill_in(each, None, task, seed) if keys is None or key in keys else each
+            for key, each in value.items()
+        }
+    return value
+
+
+_SECRET = re.compile(r'(?i)(?:^|_|-)(?:(?:api|access|auth|private)_?key|token|password|passwd|secret|credentials?)s?$')
+_LOGIN = re.compile(r'(?<=://)[^/@\s]+(?=@)')
+
+
+def _masked(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: '***' if _SECRET.search(key) and isinstance(each, str) else _masked(each)
+            for key, each in value.items()
+        }
+    if isinstance(value, list):
+        return [_masked(each) for each in value]
+    return _LOGIN.sub('***', value) if isinstance(value, str) else value
 
 
 class RunConfig(_Section):
     """One run, or several arms of it."""
 
-    task: str
+    task: Name
     run_name: RunName
-    """The folder below ``output_dir``; ``{task}`` and ``{seed}`` in it are filled in."""
-    output_dir: str = 'runs'
-    seed: int = Field(17, ge=0)
-    code_paths: list[str] = []
+    """The folder below ``output_dir``; ``{task}`` and ``{seed}`` are filled in, here and in every path."""
+    output_dir: PathString = 'runs'
+    seed: Seed = 17
+    code_paths: list[PathString] = []
     model: ModelConfig
     data: DataConfig = DataConfig()  # pyright: ignore[reportCallIssue]
     train: TrainConfig = TrainConfig()  # pyright: ignore[reportCallIssue]
@@ -169,7 +250,7 @@ class RunConfig(_Section):
     checkpoint: CheckpointConfig = CheckpointConfig()  # pyright: ignore[reportCallIssue]
     fsdp: dict[str, Any] | None = None
     peft: dict[str, Any] | None = None
-    arms: dict[str, dict[str, Any]] | None = None
+    arms: Annotated[dict[ArmName, dict[str, Any]], Field(min_length=1)] | None = None
 
     @model_validator(mode='before')
     @classmethod
@@ -178,11 +259,10 @@ class RunConfig(_Section):
             return data
         if isinstance(data.get('arms'), dict):
             data = {**data, 'arms': {name: {} if arm is None else arm for name, arm in data['arms'].items()}}
-        if isinstance(name := data.get('run_name'), str):
-            # `run_name: glue/{task}_seed{seed}` lets one file serve many runs.
-            seed = data.get('seed', cls.model_fields['seed'].default)
-            data = {**data, 'run_name': name.replace('{task}', str(data.get('task'))).replace('{seed}', str(seed))}
-        return data
+        # `run_name: glue/{task}_seed{seed}` lets one file serve many runs. Where there are arms, each has its own.
+        task, seed = data.get('task'), data.get('seed', cls.model_fields['seed'].default)
+        own = [key for key in data if key in _PATHS and (key in _WHOLE_FILE or data.get('arms') is None)]
+        return {**data, **{key: _fill_in(data[key], _PATHS[key], str(task), str(seed)) for key in own}}
 
     @property
     def folder(self) -> Path:
@@ -190,5 +270,6 @@ class RunConfig(_Section):
         return Path(self.output_dir) / self.run_name
 
     def resolved(self) -> dict[str, Any]:
-        """All settings, defaults included, as plain YAML types."""
-        return self.model_dump(mode='json')
+        """All settings, defaults included, as plain YAML types; keys and passwords of services are masked."""
+        plain = self.model_dump(mode='json')
+        return {**plain, **{name: _masked(plain[name]) for name in ('algorithms', 'loggers')}}

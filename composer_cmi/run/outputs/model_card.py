@@ -10,6 +10,7 @@ import yaml
 
 from composer_cmi.run.outputs.files import write_text
 from composer_cmi.run.outputs.results import RunResults
+from composer_cmi.text import for_markdown, for_markdown_code
 
 __all__ = ['model_card', 'write_model_card']
 
@@ -47,13 +48,14 @@ def model_card(results: RunResults, label_names: Sequence[str]) -> str:
         'training rows': results.num_examples['train'],
         'rows without labels': results.num_examples.get('unlabelled', 0),
         'maximum length': config['data']['max_length'],
-        'data fingerprint': f'`{results.data_fingerprint}`',
     }
+    recipe = {name: for_markdown(value, start=False) for name, value in recipe.items()}
+    recipe['data fingerprint'] = for_markdown_code(results.data_fingerprint)
     parts = [
         '---\n' + yaml.safe_dump(front, sort_keys=False) + '---',
-        f'# {results.run_name}',
-        f'A text classifier for the task `{results.task}`, fine-tuned with composer-cmi. '
-        f'Classes: {", ".join(f"`{name}`" for name in label_names)}.',
+        f'# {for_markdown(results.run_name)}',
+        f'A text classifier for the task {for_markdown_code(results.task)}, fine-tuned with composer-cmi. '
+        f'Classes: {", ".join(map(for_markdown_code, label_names))}.',
         '## Use\n\n```python\nfrom transformers import pipeline\n\n'
         "classify = pipeline('text-classification', model='path/to/this/folder')\n"
         f"print(classify('...', truncation=True))  # cut to {config['data']['max_length']} tokens, as in training\n```",
@@ -61,9 +63,9 @@ def model_card(results: RunResults, label_names: Sequence[str]) -> str:
         '## Information\n\nOn the first evaluation split, in nats. CMI = I(X;Z|Y) is the spread of the clusters, '
         'rho = CMI / I(X;Z).\n\n' + _information(results),
         '## Recipe\n\n' + '\n'.join(f'* {name}: {value}' for name, value in recipe.items()),
-        *(['## Notes\n\n' + '\n'.join(f'* {note}' for note in results.notes)] if results.notes else []),
-        *([f'## Teacher\n\n{_arguments(results.teacher)}'] if results.teacher else []),
-        '## Versions\n\n' + ', '.join(f'{name} {version}' for name, version in results.versions.items()),
+        *(['## Notes\n\n' + '\n'.join(f'* {for_markdown(note)}' for note in results.notes)] if results.notes else []),
+        *([f'## Teacher\n\n{for_markdown(_arguments(results.teacher))}'] if results.teacher else []),
+        '## Versions\n\n' + for_markdown(', '.join(f'{name} {version}' for name, version in results.versions.items())),
         f'## Citation\n\n```bibtex\n{CITATION}\n```',
     ]
     return '\n\n'.join(parts) + '\n'
@@ -93,6 +95,6 @@ def _information(results: RunResults) -> str:
 
 
 def _table(rows: list[list[str]]) -> str:
-    lines = ['| ' + ' | '.join(row) + ' |' for row in rows]
+    lines = ['| ' + ' | '.join(for_markdown(cell, start=False) for cell in row) + ' |' for row in rows]
     lines.insert(1, '|' + '---|' * len(rows[0]))
     return '\n'.join(lines)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from composer_cmi.functional import log_distribution
 from composer_cmi.run.evaluate import Evaluation
+from composer_cmi.text import for_matplotlib
 
 __all__ = ['plot_run', 'project']
 
@@ -86,7 +87,7 @@ def plot_run(
         _draw_scores(top_right, history, score_key, score_name)
         _draw_before_after(bottom_left, information)
         _draw_clusters(bottom_right, after, label_names)
-        figure.suptitle(title, fontsize=14)
+        figure.suptitle(for_matplotlib(title, longest=110), fontsize=14)
         figure.tight_layout(rect=(0, 0, 1, 0.97))
         _save(figure, Path(path))
     finally:
@@ -124,7 +125,11 @@ def _draw_information(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
 
 def _draw_scores(axes: Axes, history: Sequence[Mapping[str, Any]], score_key: str, score_name: str) -> None:
     axes.set_title('Score in training')
-    _lines(axes, history, {score_key: f'{score_name}, held out', 'cmi/train_accuracy': 'accuracy, training batch'})
+    _lines(
+        axes,
+        history,
+        {score_key: for_matplotlib(f'{score_name}, held out'), 'cmi/train_accuracy': 'accuracy, training batch'},
+    )
     axes.set_ylabel('share')
     axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.02)
 
@@ -165,7 +170,7 @@ def _draw_clusters(axes: Axes, after: Evaluation, label_names: Sequence[str]) ->
         style: dict[str, Any] = {'color': _COLORS[index % len(_COLORS)], 'marker': _MARKERS[index % len(_MARKERS)]}
         axes.scatter(*points[mine].T.tolist(), s=14, alpha=0.45, linewidths=0, **style)
         x, y = centroids[index].tolist()
-        axes.scatter(x, y, s=170, edgecolors='black', linewidths=1.8, label=name, zorder=3, **style)
+        axes.scatter(x, y, s=170, edgecolors='black', linewidths=1.8, label=for_matplotlib(name), zorder=3, **style)
     axes.legend(fontsize=9, title='centroid of', labelspacing=1.0, ncols=1 + (len(label_names) > 10))
 
 

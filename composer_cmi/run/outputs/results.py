@@ -83,7 +83,9 @@ def load_results(folder: str | Path) -> RunResults | None:
     try:
         content = read_checked(path, 'delete it, and the same command writes it anew from the last checkpoint')
         return RunResults.model_validate(json.loads(content))
-    except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of thousands of digits
+        if isinstance(error, ConfigError):
+            raise
         reason = error.errors()[0]['msg'] if isinstance(error, ValidationError) else str(error)
         raise ConfigError(f'{path} is not a results file of this version: {reason}; delete it to run again.') from error
 

@@ -22,14 +22,14 @@ from composer_cmi.run.config.schema import RunConfig
 from composer_cmi.run.config.yaml_loader import read_yaml
 from composer_cmi.run.outputs.folder import CONFIG_FILE
 from composer_cmi.run.outputs.results import RESULTS_FILE, load_results
-from composer_cmi.run.setup import choose_precision, user_errors
+from composer_cmi.run.setup import choose_precision, is_here, user_errors
 from composer_cmi.teachers.forward import run_teacher
 from composer_cmi.teachers.teacher import load_teacher
 
 __all__ = ['submit', 'write_submission']
 
 
-def submit(folders: Sequence[str | Path], out: str | Path) -> list[Path]:
+def submit(folders: Sequence[str | Path], out: str | Path, *, run_code: bool = False) -> list[Path]:
     """Predict the test splits of finished GLUE runs, one run a task, and write the leaderboard's files.
 
     Every test split is read and counted before the first model runs.
@@ -37,17 +37,19 @@ def submit(folders: Sequence[str | Path], out: str | Path) -> list[Path]:
     Args:
         folders: Run folders.
         out: Where the files go.
+        run_code: Run the Python files that a folder's configuration names under ``code_paths``.
 
     Returns:
         The files' paths.
 
     Raises:
         ConfigError: A folder is no finished run of a GLUE task, two are of the same task, or a test split is not
-            where the run's data came from, or not whole; one sentence.
+            where the run's data came from, or not whole, or ``run_code`` is needed; one sentence.
     """
     runs: dict[str, tuple[Path, RunConfig, dict[str, Split]]] = {}
-    for folder in map(Path, folders):
-        config = _finished_config(folder)
+    out = Path(out).expanduser()
+    for folder in (Path(each).expanduser() for each in folders):
+        config = _finished_config(folder, run_code)
         if config.task in runs:
             raise ConfigError(f'{runs[config.task][0]} and {folder} are both runs of {config.task}: name one a task.')
         task = get_task(config.task)
@@ -60,7 +62,9 @@ def submit(folders: Sequence[str | Path], out: str | Path) -> list[Path]:
         runs[config.task] = folder, config, splits
     written = []
     for folder, config, splits in runs.values():
-        task, device = get_task(config.task), get_device(config.train.device)
+        task = get_task(config.task)
+        # Where the run was trained is not where it must be scored.
+        device = get_device(config.train.device if is_here(config.train.device) else None)
         for name, split in splits.items():
             with user_errors(str(folder)):
                 ids, classes = _predict(folder, config, task, split, device)
@@ -68,12 +72,15 @@ def submit(folders: Sequence[str | Path], out: str | Path) -> list[Path]:
     return written
 
 
-def _finished_config(folder: Path) -> RunConfig:
+def _finished_config(folder: Path, run_code: bool) -> RunConfig:
     if load_results(folder) is None:
         below = sorted(path.parent.name for path in folder.glob(f'*/{RESULTS_FILE}'))
         hint = f'its arms are runs: {", ".join(below)}' if below else f'it has no {RESULTS_FILE}'
         raise ConfigError(f'{folder} is not the folder of a finished run: {hint}.')
-    return build_config(read_yaml(folder / CONFIG_FILE), source=str(folder / CONFIG_FILE))
+    settings, file = read_yaml(folder / CONFIG_FILE), folder / CONFIG_FILE
+    if (code := settings.get('code_paths')) and not run_code:
+        raise ConfigError(f'{file} names Python files that would be run, {code}: read them, then add --run-code.')
+    return build_config(settings, source=str(file), here=False)
 
 
 def _predict(folder: Path, config: RunConfig, task: Task, split: Split, device: Device) -> tuple[list[int], list[int]]:

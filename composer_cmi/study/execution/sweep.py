@@ -84,7 +84,7 @@ def sweep(
     check_cells(study, [*tuning, *foreseen], may_differ=unsettled)
     repeats = check_slices(study, tuning, foreseen)
     names = f'{len(study.settings)} settings, arms {", ".join(study.arms)}, {len(study.seeds)} seeds'
-    console.print(f'{study.name}: {names}; {len(tuning)} tuning runs, then {len(foreseen)} reported runs')
+    console.print(f'{study.name}: {names}; {len(tuning)} tuning runs, then {len(foreseen)} reported runs', markup=False)
     for setting, rows in repeats.items():
         console.print(f'{setting}: {len(rows)} rows of the held-out slice repeat reported texts; tuning ignores them')
     everything = [*tuning, *foreseen]

@@ -15,6 +15,7 @@ from composer_cmi.run.outputs.results import load_results
 from composer_cmi.study.findings.analysis import Comparison, Study
 from composer_cmi.study.findings.runs import IN_NATS, Run
 from composer_cmi.study.findings.statistics import t_interval
+from composer_cmi.text import for_matplotlib
 
 __all__ = ['against_weight', 'clusters', 'over_training', 'paired_differences', 'teacher_and_student']
 
@@ -62,9 +63,9 @@ def paired_differences(comparisons: Sequence[Comparison]) -> Figure | None:
                 panel.plot([low, high], [place - 0.3] * 2, color='black', linewidth=2.2, solid_capstyle='butt')
             panel.plot(each.difference.mean, place - 0.3, 'D', color='black', markersize=6)
         panel.axvline(0, color='gray', linewidth=1)
-        panel.set_yticks([-i for i in range(len(tables))], tables)
+        panel.set_yticks([-i for i in range(len(tables))], [for_matplotlib(name) for name in tables])
         panel.set_ylim(-len(tables) + 0.35, 0.5)
-        panel.set_title(f'{pair[0]}\nminus {pair[1]}', fontsize=10)
+        panel.set_title(f'{for_matplotlib(pair[0])}\nminus {for_matplotlib(pair[1])}', fontsize=10)
         metric = comparisons[0].metric
         what = f'{metric.replace("_", " ").replace("nll", "NLL")} (nats)' if metric in IN_NATS else 'score (points)'
         panel.set_xlabel(f'difference in {what}')
@@ -110,14 +111,14 @@ def against_weight(study: Study) -> Figure | None:
         cmis = [[run.results.cmi['after']['features'].cmi for run in by_weight[w]] for w in weights]
         for panel, values in ((score_panel, scores), (cmi_panel, cmis)):
             means, lows, highs = np.array([_mean_interval(each) for each in values]).T
-            panel.plot(weights, means, label=table.name, **_style(index))
+            panel.plot(weights, means, label=for_matplotlib(table.name), **_style(index))
             panel.fill_between(weights, lows, highs, color=COLORS[index % len(COLORS)], alpha=0.15, linewidth=0)
     ticks = [0.0, *sorted(families[family])]
     for panel, label in ((score_panel, 'score (points)'), (cmi_panel, 'held-out CMI, features (nats)')):
         panel.set_xscale('symlog', linthresh=ticks[1])
         panel.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
         panel.minorticks_off()
-        panel.set_xlabel(f'lambda of {family} (0 is ce)')
+        panel.set_xlabel(f'lambda of {for_matplotlib(family)} (0 is ce)')
         panel.set_ylabel(label)
         panel.grid(alpha=0.3)
     cmi_panel.set_yscale('log')
@@ -145,7 +146,7 @@ def over_training(study: Study, setting: str) -> Figure | None:
         for panel, (key, _) in zip(panels[0], _CURVES, strict=True):
             steps, means = _mean_curve(histories, key)
             if len(steps):
-                label = f'{arm} ({len(histories)} seeds)'
+                label = f'{for_matplotlib(arm)} ({len(histories)} seeds)'
                 style = {**_style(index), 'markevery': max(1, len(steps) // 8)}
                 panel.plot(steps, means, label=label, markersize=5, **style)
                 drawn = True
@@ -158,7 +159,9 @@ def over_training(study: Study, setting: str) -> Figure | None:
         panel.grid(alpha=0.3)
     handles, names = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, names, fontsize=9, ncols=3, loc='outside lower center')  # inside it would hide the curves
-    figure.suptitle(f'{setting}: running class centroids of the training batches, mean over seeds', fontsize=11)
+    figure.suptitle(
+        f'{for_matplotlib(setting)}: running class centroids of the training batches, mean over seeds', fontsize=11
+    )
     return figure
 
 
@@ -185,7 +188,9 @@ def teacher_and_student(study: Study) -> Figure | None:
             if teacher is not None:
                 points.append((teacher, run.results.primary_score * 100))
         if points:
-            panel.scatter(*zip(*points, strict=True), s=42, alpha=0.8, label=arm, **_style(index, line=False))
+            panel.scatter(
+                *zip(*points, strict=True), s=42, alpha=0.8, label=for_matplotlib(arm), **_style(index, line=False)
+            )
             drawn = True
     if not drawn:
         return None
@@ -247,9 +252,9 @@ def clusters(study: Study, setting: str, split: str) -> Figure | None:
             mine = points[labels[arm] == label]
             if len(mine):
                 panel.scatter(*mine.T, s=9, alpha=0.35, linewidths=0, **_style(index, line=False))
-                style = {**_style(index, line=False), 'label': str(names[label])}
+                style = {**_style(index, line=False), 'label': for_matplotlib(names[label])}
                 panel.scatter(*mine.mean(0), s=130, edgecolors='black', linewidths=1.5, zorder=3, **style)
-        panel.set_title(f'{arm}, seed {seed}', fontsize=10)
+        panel.set_title(f'{for_matplotlib(arm)}, seed {seed}', fontsize=10)
         panel.set_xlabel('first direction of log f')
         panel.set_xlim(low[0] - margin[0], high[0] + margin[0])
         panel.set_ylim(low[1] - margin[1], high[1] + margin[1])

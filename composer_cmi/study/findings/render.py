@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
-import html
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from composer_cmi.text import for_html, for_markdown
 
 __all__ = ['Block', 'Heading', 'Lines', 'Paragraph', 'Picture', 'Rows', 'to_html', 'to_markdown']
 
@@ -56,17 +57,18 @@ def to_markdown(blocks: Sequence[Block]) -> str:
 def _markdown(block: Block) -> str:
     match block:
         case Heading(text, level):
-            return f'{"#" * level} {text}'
+            return f'{"#" * level} {for_markdown(text)}'
         case Paragraph(text):
-            return text
+            return for_markdown(text)
         case Lines(lines):
-            return '\n'.join(f'* {line}' for line in lines)
+            return '\n'.join(f'* {for_markdown(line)}' for line in lines)
         case Rows(header, rows, words):
             marks = ['---' if i < words else '---:' for i in range(len(header))]
-            cells = [[cell.replace('|', '\\|') for cell in row] for row in (header, marks, *rows)]
+            cells = [[for_markdown(cell, start=False) for cell in row] for row in (header, marks, *rows)]
             return '\n'.join(f'| {" | ".join(row)} |' for row in cells)
         case Picture(path, caption, _):
-            return f'![{caption}]({path})\n\n*{caption}*'
+            text = for_markdown(caption, start=False).replace('[', '\\[').replace(' ]', ' \\]')
+            return f'![{text}]({path})\n\n*{text}*'
 
 
 _STYLE = """
@@ -82,18 +84,18 @@ figure { margin: 1.5rem 0; } img { max-width: 100%; } figcaption { color: #555; 
 def to_html(blocks: Sequence[Block], title: str) -> str:
     """The blocks as one HTML file with the pictures inside."""
     body = '\n'.join(_html(block) for block in blocks)
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
+    head = f'<meta charset="utf-8"><title>{for_html(title)}</title><style>{_STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 
 def _html(block: Block) -> str:
     match block:
         case Heading(text, level):
-            return f'<h{level}>{html.escape(text)}</h{level}>'
+            return f'<h{level}>{for_html(text)}</h{level}>'
         case Paragraph(text):
-            return f'<p>{html.escape(text)}</p>'
+            return f'<p>{for_html(text)}</p>'
         case Lines(lines):
-            return '<ul>' + ''.join(f'<li>{html.escape(line)}</li>' for line in lines) + '</ul>'
+            return '<ul>' + ''.join(f'<li>{for_html(line)}</li>' for line in lines) + '</ul>'
         case Rows(header, rows, words):
             head = _html_row(header, 'th', words)
             return (
@@ -101,14 +103,12 @@ def _html(block: Block) -> str:
             )
         case Picture(_, caption, png):
             data = base64.b64encode(png).decode()
-            text = html.escape(caption)
+            text = for_html(caption)
             return (
                 f'<figure><img src="data:image/png;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
             )
 
 
 def _html_row(cells: Sequence[str], tag: str, words: int) -> str:
-    marked = [
-        f'<{tag}{"" if i < words else " class=number"}>{html.escape(cell)}</{tag}>' for i, cell in enumerate(cells)
-    ]
+    marked = [f'<{tag}{"" if i < words else " class=number"}>{for_html(cell)}</{tag}>' for i, cell in enumerate(cells)]
     return f'<tr>{"".join(marked)}</tr>'

@@ -28,6 +28,7 @@ from composer_cmi.study.findings.tables import (
     time_rows,
     tuning_rows,
 )
+from composer_cmi.text import for_csv
 
 __all__ = ['findings', 'report']
 
@@ -62,8 +63,9 @@ def report(folder: str | Path, out: str | Path | None = None, against: Sequence[
     Raises:
         ConfigError: in one sentence, if there is nothing to report on or no place to write to.
     """
+    folder = Path(folder).expanduser()
     study = load_runs(folder, against)
-    out = Path(folder) / 'report' if out is None else Path(out)
+    out = folder / 'report' if out is None else Path(out).expanduser()
     found = compare(study)
     try:
         return _write(study, found, out)
@@ -227,8 +229,14 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     writer = csv.DictWriter(text, names, lineterminator='\n')
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: f'{value:.6g}' if isinstance(value, float) else value for name, value in row.items()})
+        writer.writerow(
+            {name: f'{value:.6g}' if isinstance(value, float) else _cell(value) for name, value in row.items()}
+        )
     return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    return for_csv(value) if isinstance(value, str) else value
 
 
 def _as_json(study: Study, comparisons: Sequence[Comparison]) -> dict[str, Any]:
