@@ -160,9 +160,7 @@ class LogitCache:
         if order is None:
             return self
         names = None if self.label_names is None else [self.label_names[i] for i in order]
-        return LogitCache(
-            self.example_ids, self.logits[:, list(order)], key=self.key, label_names=json.loads(metadata['label_names'])
-        )
+        return LogitCache(self.example_ids, self.logits[:, list(order)], key=self.key, label_names=names)
 
     def to(self, device: torch.device | str) -> LogitCache:
         """Move the table to a device (all of GLUE's training logits are 9 MB)."""
