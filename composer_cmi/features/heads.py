@@ -51,7 +51,8 @@ def _calls_behind(logits: Tensor, calls: list[Call]) -> list[Call] | None:
         return found
     rows: list[Tensor] = []
     ends = {(call.output.grad_fn, call.output.output_nr): call for call in calls}
-    edges, seen = [(logits.grad_fn, logits.output_nr)], set()
+    edges: list[tuple[Any, int]] = [(logits.grad_fn, logits.output_nr)]
+    seen = set()
     while edges:
         node, number = edge = edges.pop()
         if edge in seen:
