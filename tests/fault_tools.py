@@ -84,7 +84,7 @@ def start_fork(work: Callable[[], int]) -> tuple[int, Callable[[], tuple[int, st
             os.setsid()
             os.dup2(writer, 1)
             os.dup2(writer, 2)
-            sys.stdout, sys.stderr = open(1, 'w', closefd=False), open(2, 'w', closefd=False)
+            sys.stdout, sys.stderr = os.fdopen(1, 'w', closefd=False), os.fdopen(2, 'w', closefd=False)
             code = work()
         except BaseException:
             traceback.print_exc()

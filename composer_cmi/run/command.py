@@ -13,12 +13,12 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from composer_cmi.errors import ConfigError
 
-__all__ = ['fail', 'guarded', 'machine_trouble', 'main', 'run_file']
+__all__ = ['fail', 'machine_trouble', 'main', 'run_file', 'tell']
 
 USER_ERROR = 2
 UNEXPECTED = 70
@@ -39,17 +39,17 @@ _PEER_IS_GONE = re.compile(
 
 def run_file(yaml_file: str, overrides: list[str]) -> int:
     """Run a YAML file with overrides; returns the exit code, after printing one sentence about what went wrong."""
-    folders: list[Path] = []
-
-    def work() -> None:
+    folder = None
+    try:
         from composer_cmi.run.arms import run_all
         from composer_cmi.run.config import load_config
 
         config = load_config(yaml_file, overrides)
-        folders.append(config.folder)
+        folder = config.folder
         run_all(config)
-
-    return guarded(work, lambda: folders[0] if folders else None)
+    except BaseException as error:
+        return tell(error, folder)
+    return 0
 
 
 def main() -> None:
@@ -69,33 +69,33 @@ def fail(sentence: str, code: int = USER_ERROR) -> int:
     return code
 
 
-def guarded(work: Callable[[], int | None], folder: Callable[[], Path | None] = lambda: None) -> int:
-    """Do a command's work; what it raises becomes one sentence and an exit code.
+def tell(error: BaseException, folder: Path | None = None) -> int:
+    """Say in one sentence what ended a command; returns the exit code.
 
     2 is what the user or the machine did, 130 and 143 an interruption, 1 another rank's end, and 70 what nobody
     expected, whose traceback is in a file.
 
     Args:
-        work: Returns the exit code, None for 0.
+        error: What was raised.
         folder: The run folder, where the traceback goes if it exists by then.
+
+    Raises:
+        SystemExit: the error itself, where it is one that is no interruption.
     """
-    try:
-        return work() or 0
-    except ConfigError as error:
-        return fail(_sentence(str(error)))
-    except KeyboardInterrupt as error:
+    if isinstance(error, ConfigError):
+        return fail(str(error))
+    if isinstance(error, KeyboardInterrupt):
         return _interrupted(error, signal.SIGINT)
-    except SystemExit as error:
+    if isinstance(error, SystemExit):
         # Composer's own handlers of these signals raise it.
         if error.code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
             return _interrupted(error, signal.Signals(int(error.code) - 128))
-        raise
-    except BaseException as error:
-        if (sentence := machine_trouble(error)) is not None:
-            return fail(sentence)
-        if int(os.environ.get('WORLD_SIZE', '1')) > 1 and _PEER_IS_GONE.search(str(error)):
-            return _peer_is_gone(error)
-        return _unexpected(error, folder())
+        raise error
+    if (sentence := machine_trouble(error)) is not None:
+        return fail(sentence)
+    if int(os.environ.get('WORLD_SIZE', '1')) > 1 and _PEER_IS_GONE.search(str(error)):
+        return _peer_is_gone(error)
+    return _unexpected(error, folder)
 
 
 def machine_trouble(error: BaseException) -> str | None:
@@ -167,10 +167,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _notes(error: BaseException) -> list[str]:
     return getattr(error, '__notes__', [])
-
-
-def _sentence(text: str) -> str:
-    return ' '.join(text.split()) if len(text.splitlines()) < 3 else text
 
 
 def _first_line(error: BaseException) -> str:

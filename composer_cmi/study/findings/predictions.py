@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
+
+from composer_cmi.run.outputs.files import read_checked
 
 __all__ = ['Predictions', 'read_predictions', 'scaled_nll']
 
@@ -27,11 +30,16 @@ class Predictions(NamedTuple):
 
 
 def read_predictions(path: Path) -> Predictions | None:
-    """The labelled rows of a run's `predictions_*.csv`; None where there is no file or no labelled row."""
+    """The labelled rows of a run's `predictions_*.csv`; None where there is no file or no labelled row.
+
+    Raises:
+        ConfigError: if the file is not what the run wrote.
+    """
     if not path.is_file():
         return None
-    with path.open(encoding='utf-8', newline='') as file:
-        rows = [row for row in csv.DictReader(file) if row['label']]
+    remedy = f'delete {path.with_name("results.json")} and run again, which writes both anew from the last checkpoint'
+    file = io.StringIO(read_checked(path, remedy).decode('utf-8'))
+    rows = [row for row in csv.DictReader(file) if row['label']]
     if not rows:
         return None
     columns = [name for name in rows[0] if name.startswith('logit_')]
