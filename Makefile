@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow glue-smoke lint format clean study studies-gpu partners kill-test mutants coverage overhead \
+.PHONY: demo test test-slow glue-smoke lint format clean study studies-gpu partners kill-test mutants faults coverage overhead \
   gpu-checks
 
 demo: $(STAMP)
@@ -56,6 +56,10 @@ kill-test: $(STAMP)
 
 mutants: $(STAMP)
 	$(BIN)/python tests/mutants.py
+
+# Over a hundred kills, full disks and damaged files: a quarter of an hour on two cores.
+faults: $(STAMP)
+	$(BIN)/python tests/faults.py
 
 # Branch coverage of everything outside data/, run/, study/ and the command line, by one process: what ranks cover is not counted.
 CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,functional centroids metrics feature_architectures feature_modules \

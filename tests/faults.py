@@ -14,16 +14,13 @@ import argparse
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +30,7 @@ from transformers import AutoConfig
 from composer_cmi.run.command import run_file, tell
 from composer_cmi.run.outputs.results import load_results
 from composer_cmi.study.findings.report import report
-from fault_tools import cut, flip, start_fork
+from fault_tools import Lost, cut, file_size, flip, may_mount, mounted, spoken, start_fork, strike
 from run_tools import make_all, make_model, predictions
 from sweep_tools import TWO_ARMS, quiet_sweep, write_study
 
@@ -43,10 +40,6 @@ DAMAGED = (
     'checkpoint', 'identity.json', 'digests.json', 'before.json', 'history.csv', 'config.yaml', 'results.json', 'tokens',
     'logits',
 )  # fmt: skip
-
-
-class Lost(Exception):
-    """What did not survive, in a sentence."""
 
 
 class Bench:
@@ -96,12 +89,6 @@ class Bench:
             raise Lost(f'{left[0]} is left')
 
 
-def spoken(code: int, said: str, codes: tuple[int, ...], word: str = '') -> None:
-    """A process that could still speak said one sentence."""
-    if 'Traceback' in said or code not in codes or word not in said:
-        raise Lost(f'it ended with {code} and said: {said[-300:]}')
-
-
 def at_a_moment(bench: Bench, signum: str, share: float) -> Callable[[Path], None]:
     def case(folder: Path) -> None:
         process, wait = bench.start(folder)
@@ -129,25 +116,6 @@ def at_a_call(bench: Bench, name: str, number: int, signum: str, when: str) -> C
     return case
 
 
-def strike(name: str, number: int, signum: str, when: str) -> None:
-    module = torch if name == 'save' else os
-    real, calls = getattr(module, name), 0
-
-    def struck(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls != number:
-            return real(*args, **kwargs)
-        if when == 'half':
-            args[1].write(b'PK half of it')  # a checkpoint's file, as Composer has opened it
-            args[1].flush()
-        done = real(*args, **kwargs) if when == 'after' else None
-        os.kill(os.getpid(), getattr(signal, signum))
-        return done if when == 'after' else real(*args, **kwargs)
-
-    setattr(module, name, struck)
-
-
 def damaged(bench: Bench, harm: Callable[[Path], None], name: str, finished: bool) -> Callable[[Path], None]:
     def case(folder: Path) -> None:
         run = bench.run_folder(folder)
@@ -155,13 +123,8 @@ def damaged(bench: Bench, harm: Callable[[Path], None], name: str, finished: boo
             bench.finish(folder)
         else:  # stopped after its second checkpoint
             bench.start(folder, before=lambda: strike('symlink', 3, 'SIGKILL', 'before'))[1]()
-        places = {
-            'checkpoint': run / 'checkpoints',
-            'tokens': folder / 'tokens',
-            'logits': folder / 'logits',
-            name: run / name,
-        }
-        place = places[name]
+        places = {'checkpoint': run / 'checkpoints', 'tokens': folder / 'tokens', 'logits': folder / 'logits'}
+        place = places.get(name, run / name)
         files = [f for f in place.glob('*') if f.is_file() and not f.is_symlink()] if place.is_dir() else [place]
         if name == 'tokens' or name == 'logits':
             files = [f for f in files if f.suffix == '.safetensors']
@@ -193,33 +156,6 @@ def full(bench: Bench, limit: Callable[[Path], Any], number: int) -> Callable[[P
         bench.same(folder)
 
     return case
-
-
-@contextmanager
-def file_size(folder: Path, size: int) -> Iterator[Callable[[], object]]:
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-
-@contextmanager
-def mounted(folder: Path, options: str) -> Iterator[Callable[[], object]]:
-    """A small file system on the folder while the run lasts; what is on it then stays as a copy."""
-    folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(['mount', '-t', 'tmpfs', '-o', options, 'none', str(folder)], check=True)
-    try:
-        yield lambda: None
-        aside = folder.with_name(folder.name + '_copy')
-        shutil.copytree(folder, aside, symlinks=True)
-    finally:
-        subprocess.run(['umount', '-l', str(folder)], check=True)
-    shutil.copytree(aside, folder, symlinks=True, dirs_exist_ok=True)
-
-
-def may_mount() -> bool:
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(['mount', '-t', 'tmpfs', 'none', folder], capture_output=True, check=False)
-        if done.returncode == 0:
-            subprocess.run(['umount', folder], check=True)
-        return done.returncode == 0
 
 
 def one_of_two(bench: Bench, rank: int, signum: str, share: float) -> Callable[[Path], None]:
