@@ -74,6 +74,10 @@ SECONDS_A_FILE ?= 60
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz.py --seconds $(SECONDS_A_FILE)
 
+# Over a hundred kills, full disks and damaged files: a quarter of an hour on two cores.
+faults: $(STAMP)
+	$(BIN)/python tests/faults.py
+
 # Branch coverage of everything outside data/, run/, study/ and the command line, by one process: what ranks cover is not counted.
 CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,functional centroids metrics feature_architectures feature_modules \
   feature_hooks loss cmi_training cmi_term cmi_trouble registry cli teacher logit_cache distillation_loss \

@@ -17,7 +17,7 @@ import typer
 
 from composer_cmi import __version__, registry
 from composer_cmi.errors import ConfigError, needs
-from composer_cmi.run.command import run_file, told
+from composer_cmi.run.command import run_file, tell
 from composer_cmi.starters import STARTERS, write_starters
 
 __all__ = ['app']
@@ -37,7 +37,7 @@ def _one_sentence() -> Iterator[None]:
     except typer.Exit:
         raise
     except BaseException as error:
-        raise typer.Exit(told(error)) from None
+        raise typer.Exit(tell(error)) from None
 
 
 def _show_version(wanted: bool) -> None:

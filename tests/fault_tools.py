@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import resource
+import shutil
+import signal
+import subprocess
 import sys
+import tempfile
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from composer_cmi.run.command import run_file
 from run_tools import make_all
@@ -84,7 +92,7 @@ def start_fork(work: Callable[[], int]) -> tuple[int, Callable[[], tuple[int, st
             os.setsid()
             os.dup2(writer, 1)
             os.dup2(writer, 2)
-            sys.stdout, sys.stderr = open(1, 'w', closefd=False), open(2, 'w', closefd=False)
+            sys.stdout, sys.stderr = os.fdopen(1, 'w', closefd=False), os.fdopen(2, 'w', closefd=False)
             code = work()
         except BaseException:
             traceback.print_exc()
@@ -118,3 +126,59 @@ def in_a_fork(path: str, *overrides: str, before: Callable[[], object] = lambda:
         return run_file(path, [*overrides])
 
     return start_fork(work)[1]()
+
+
+class Lost(Exception):
+    """What did not survive, in a sentence."""
+
+
+def spoken(code: int, said: str, codes: tuple[int, ...], word: str = '') -> None:
+    """A process that could still speak said one sentence."""
+    if 'Traceback' in said or code not in codes or word not in said:
+        raise Lost(f'it ended with {code} and said: {said[-300:]}')
+
+
+def strike(name: str, number: int, signum: str, when: str) -> None:
+    module = torch if name == 'save' else os
+    real, calls = getattr(module, name), 0
+
+    def struck(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls != number:
+            return real(*args, **kwargs)
+        if when == 'half':
+            args[1].write(b'PK half of it')  # a checkpoint's file, as Composer has opened it
+            args[1].flush()
+        done = real(*args, **kwargs) if when == 'after' else None
+        os.kill(os.getpid(), getattr(signal, signum))
+        return done if when == 'after' else real(*args, **kwargs)
+
+    setattr(module, name, struck)
+
+
+@contextmanager
+def file_size(folder: Path, size: int) -> Iterator[Callable[[], object]]:
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[Callable[[], object]]:
+    """A small file system on the folder while the run lasts; what is on it then stays as a copy."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(['mount', '-t', 'tmpfs', '-o', options, 'none', str(folder)], check=True)
+    try:
+        yield lambda: None
+        aside = folder.with_name(folder.name + '_copy')
+        shutil.copytree(folder, aside, symlinks=True)
+    finally:
+        subprocess.run(['umount', '-l', str(folder)], check=True)
+    shutil.copytree(aside, folder, symlinks=True, dirs_exist_ok=True)
+
+
+def may_mount() -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(['mount', '-t', 'tmpfs', 'none', folder], capture_output=True, check=False)
+        if done.returncode == 0:
+            subprocess.run(['umount', folder], check=True)
+        return done.returncode == 0

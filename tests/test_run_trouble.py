@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from composer_cmi.errors import ConfigError
-from composer_cmi.run.command import guarded, run_file
+from composer_cmi.run.command import run_file, tell
 from composer_cmi.run.outputs.history import HistoryLogger, read_history
 from composer_cmi.run.outputs.results import load_results
 from composer_cmi.run.ranks import check_environment
@@ -121,22 +121,18 @@ def test_promise_20_a_full_disk_is_one_sentence_and_the_run_goes_on_later(tmp_pa
 def test_promise_20_the_unexpected_leaves_its_traceback_in_a_file(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
-    def fail() -> None:
-        raise ZeroDivisionError('a fault of ours')
-
-    assert guarded(fail) == 70
-    assert f'Unexpected ZeroDivisionError: a fault of ours. The traceback is in {tmp_path}/error.txt.' in one_line(
+    with pytest.raises(ZeroDivisionError) as raised:
+        1 / 0  # noqa: B018
+    assert tell(raised.value) == 70
+    assert f'Unexpected ZeroDivisionError: division by zero. The traceback is in {tmp_path}/error.txt.' in one_line(
         capsys.readouterr().err
     )
-    assert 'in fail' in (tmp_path / 'error.txt').read_text()
+    assert '1 / 0' in (tmp_path / 'error.txt').read_text()
 
 
 @pytest.mark.parametrize('number', [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_promise_20_errors_of_the_machine_name_the_path(number, capsys):
-    def fail() -> None:
-        raise OSError(number, os.strerror(number), '/a/path')
-
-    assert guarded(fail) == 2
+    assert tell(OSError(number, os.strerror(number), '/a/path')) == 2
     assert f'{os.strerror(number)}: /a/path' in one_line(capsys.readouterr().err)
 
 
@@ -223,3 +219,10 @@ def test_promise_16c_a_resumed_history_keeps_the_rows_that_the_checkpoint_knew(t
         second.log_metrics({'loss': step / 10}, step=step)
     second.finish()
     assert read_history(path) == [{'step': step, 'loss': step / 10} for step in range(7)]
+
+
+def test_promise_18_braces_in_a_path_are_no_placeholders_of_composers(tmp_path):
+    path, folder = interrupted(tmp_path / 'a{rank}b{1}{{c')
+    assert [file.name for file in (folder / 'checkpoints').glob('ep*')] == ['ep2-ba6-rank0.pt']
+    assert run_file(path, []) == 0
+    assert [child.name for child in tmp_path.iterdir()] == ['a{rank}b{1}{{c']

@@ -13,12 +13,12 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from composer_cmi.errors import ConfigError, needs
 
-__all__ = ['fail', 'guarded', 'machine_trouble', 'main', 'run_file', 'told']
+__all__ = ['fail', 'machine_trouble', 'main', 'run_file', 'tell']
 
 USER_ERROR = 2
 UNEXPECTED = 70
@@ -39,18 +39,18 @@ _PEER_IS_GONE = re.compile(
 
 def run_file(yaml_file: str, overrides: list[str]) -> int:
     """Run a YAML file with overrides; returns the exit code, after printing one sentence about what went wrong."""
-    folders: list[Path] = []
-
-    def work() -> None:
+    folder = None
+    try:
         # Here and not above: it takes seconds, and a question for help should not.
         with needs('run', 'A run from a YAML file'):
             from composer_cmi.run.arms import run_all
             from composer_cmi.run.config import load_config
         config = load_config(yaml_file, overrides)
-        folders.append(config.folder)
+        folder = config.folder
         run_all(config)
-
-    return guarded(work, lambda: folders[0] if folders else None)
+    except BaseException as error:
+        return tell(error, folder)
+    return 0
 
 
 def main() -> None:
@@ -70,26 +70,21 @@ def fail(sentence: str, code: int = USER_ERROR) -> int:
     return code
 
 
-def guarded(work: Callable[[], int | None], folder: Callable[[], Path | None] = lambda: None) -> int:
-    """Do a command's work; what it raises becomes one sentence and an exit code.
+def tell(error: BaseException, folder: Path | None = None) -> int:
+    """Say in one sentence what ended a command; returns the exit code.
 
     2 is what the user or the machine did, 130 and 143 an interruption, 1 another rank's end, and 70 what nobody
     expected, whose traceback is in a file.
 
     Args:
-        work: Returns the exit code, None for 0.
+        error: What was raised.
         folder: The run folder, where the traceback goes if it exists by then.
+
+    Raises:
+        SystemExit: the error itself, where it is one that is no interruption.
     """
-    try:
-        return work() or 0
-    except BaseException as error:
-        return told(error, folder)
-
-
-def told(error: BaseException, folder: Callable[[], Path | None] = lambda: None) -> int:
-    """Say in one sentence what ended a command; returns its exit code (see `guarded`)."""
     if isinstance(error, ConfigError):
-        return fail(_sentence(str(error)))
+        return fail(str(error))
     if isinstance(error, KeyboardInterrupt):
         return _interrupted(error, signal.SIGINT)
     if isinstance(error, SystemExit):
@@ -101,7 +96,7 @@ def told(error: BaseException, folder: Callable[[], Path | None] = lambda: None)
         return fail(sentence)
     if int(os.environ.get('WORLD_SIZE', '1')) > 1 and _PEER_IS_GONE.search(str(error)):
         return _peer_is_gone(error)
-    return _unexpected(error, folder())
+    return _unexpected(error, folder)
 
 
 def machine_trouble(error: BaseException) -> str | None:
@@ -173,10 +168,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _notes(error: BaseException) -> list[str]:
     return getattr(error, '__notes__', [])
-
-
-def _sentence(text: str) -> str:
-    return ' '.join(text.split()) if len(text.splitlines()) < 3 else text
 
 
 def _first_line(error: BaseException) -> str:

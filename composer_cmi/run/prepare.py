@@ -26,7 +26,7 @@ from composer_cmi.run.config.schema import RunConfig
 from composer_cmi.run.distill import prepare_distillation
 from composer_cmi.run.loggers import build_logger
 from composer_cmi.run.models import build_composer_model, build_model, silence_transformers
-from composer_cmi.run.outputs.checkpoints import CHECKPOINTS, CheckedCheckpoints, escape_braces, naming_checkpoint
+from composer_cmi.run.outputs.checkpoints import CHECKPOINTS, CheckedCheckpoints, loading
 from composer_cmi.run.outputs.history import HistoryLogger
 from composer_cmi.run.outputs.identity import refuse_other
 from composer_cmi.run.progress import DivergenceCheck, ProgressBar
@@ -176,7 +176,7 @@ def build_trainer(
     )
     # Composer says so for every last batch of an evaluation; nothing is wrong with one.
     warnings.filterwarnings('ignore', message='Cannot split tensor of length')
-    with user_errors(), naming_checkpoint(checkpoint), safe_loading(config.folder / CHECKPOINTS):
+    with user_errors(), loading(checkpoint) as load_path, safe_loading(config.folder / CHECKPOINTS):
         trainer = Trainer(
             model=setup.model,
             run_name=config.run_name,
@@ -198,7 +198,7 @@ def build_trainer(
             parallelism_config=build_parallelism(config),
             # The gradient scaler of amp_fp16 may meet an overflow and skip the step.
             callbacks=[saver] if setup.precision == Precision.AMP_FP16 else [watch, saver],
-            load_path=None if checkpoint is None else escape_braces(str(checkpoint)),
+            load_path=load_path,
             load_progress_bar=False,
             python_log_level='warning',
         )

@@ -6,6 +6,7 @@ import errno
 import json
 import re
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from composer.utils import dist
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.outputs.files import DIGESTS_FILE, enter_digests, file_digest, is_whole, naming, read_digests
 
-__all__ = ['CHECKPOINTS', 'CheckedCheckpoints', 'escape_braces', 'latest_checkpoint', 'naming_checkpoint']
+__all__ = ['CHECKPOINTS', 'CheckedCheckpoints', 'latest_checkpoint', 'loading']
 
 CHECKPOINTS = 'checkpoints'
 _NAME = re.compile(r'ep\d+-ba(\d+)(-rank\d+\.pt)?')
@@ -50,7 +51,7 @@ class CheckedCheckpoints(CheckpointSaver):
         check: Callable[[], None],
     ) -> None:
         super().__init__(
-            escape_braces(str(folder / CHECKPOINTS)),
+            _escape_braces(str(folder / CHECKPOINTS)),
             remote_file_name=None,
             latest_remote_file_name=None,
             save_interval=save_interval,
@@ -94,7 +95,7 @@ class CheckedCheckpoints(CheckpointSaver):
         _delete_others(self.run_folder, kept)
 
 
-def escape_braces(path: str) -> str:
+def _escape_braces(path: str) -> str:
     """Double the braces of a path, in which Composer fills in its placeholders."""
     return path.replace('{', '{{').replace('}', '}}')
 
@@ -168,14 +169,20 @@ def _delete_others(folder: Path, kept: list[str]) -> None:
 
 
 @contextmanager
-def naming_checkpoint(checkpoint: Path | None) -> Iterator[None]:
-    """Around its loading: one of an earlier version, without a digest, may be anything.
+def loading(checkpoint: Path | None) -> Iterator[str | None]:
+    """The path by which Composer can load it; one of an earlier version, without a digest, may be anything.
 
     Raises:
         ConfigError: if it cannot be loaded; names it.
     """
     try:
-        yield
+        with tempfile.TemporaryDirectory() as folder:
+            path = checkpoint
+            if checkpoint is not None and {'{', '}'} & {*str(checkpoint)}:
+                # Composer fills in placeholders more than once on the way: it is given a path without braces.
+                path = Path(folder) / 'checkpoint'
+                path.symlink_to(checkpoint.absolute())
+            yield None if path is None else str(path)
     except ConfigError:
         raise
     except (RuntimeError, EOFError, KeyError, AttributeError, UnpicklingError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from composer_cmi.errors import ConfigError
+from composer_cmi.run.outputs.files import read_checked
 
 __all__ = ['SCALED_NLL', 'Predictions', 'check_scores', 'read_predictions', 'row_values', 'scaled_nll']
 
@@ -47,15 +49,15 @@ def read_predictions(path: Path, rows: int | None = None) -> Predictions | None:
     """
     if not path.is_file():
         return None
+    remedy = f'delete {path.with_name("results.json")} and run again, which writes both anew from the last checkpoint'
     try:
-        with path.open(encoding='utf-8', newline='') as file:
-            table = list(csv.DictReader(file))
+        table = list(csv.DictReader(io.StringIO(read_checked(path, remedy).decode('utf-8'), newline='')))
         if rows is not None and len(table) != rows:
             raise ConfigError(f'{path} has {len(table)} rows, and the run was scored on {rows}.')
         labelled = [row for row in table if row['label']]
         if not labelled:
             return None
-        columns = [name for name in labelled[0] if name.startswith('logit_')]
+        columns = [name for name in labelled[0] if name and name.startswith('logit_')]
         whole = np.array([[int(row[name]) for name in ('example_id', 'label', 'prediction')] for row in labelled])
         logits = np.array([[float(row[name]) for name in columns] for row in labelled])
     except ConfigError:
