@@ -14,19 +14,17 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from annotated_types import Interval
 from composer.core import Time, TimeUnit
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError, core_schema
 
 __all__ = [
-    'Share',
-    'Temperature',
-    'Weight',
     'argument_types',
-    'check_init',
+    'check_call',
     'fault',
     'is_number',
     'path_arguments',
@@ -34,23 +32,13 @@ __all__ = [
 ]
 
 
-def _share(value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ValueError('must lie between 0 and 1')
-    return value
-
-
-Weight = Annotated[float, Field(ge=0, le=1e4)]
-Temperature = Annotated[float, Field(gt=0, le=1e4)]
-Share = Annotated[float, AfterValidator(_share)]
-
 # What Composer checks only in training.
 _BUILT_IN: dict[str, dict[str, Any]] = {
     'GradientClipping': {
         'clipping_type': Literal['adaptive', 'norm', 'value'],
         'clipping_threshold': Annotated[float, Field(gt=0)],
     },
-    'LabelSmoothing': {'smoothing': Share},
+    'LabelSmoothing': {'smoothing': Annotated[float, Interval(ge=0, le=1)]},
 }
 _LONGEST_TIME = 1e12
 _UNITS = tuple(unit.value for unit in TimeUnit)
@@ -175,7 +163,11 @@ def _fault(hint: Any, value: Any) -> str | None:
                 return None
             except Exception:
                 pass
-        return _words(error)
+        words = _words(error)
+        span = next((each for each in get_args(hint) if isinstance(each, Interval)), None)
+        if span is not None and words.startswith(('must be at least', 'must be at most')):
+            return f'must lie between {span.ge} and {span.le}'
+        return words
     return None
 
 
@@ -240,23 +232,15 @@ def time_fault(value: Any, units: tuple[TimeUnit, ...] | None = None) -> str | N
     return None
 
 
-def check_init(cls: type) -> None:
-    """From now on the class refuses arguments that do not fit its signature, by a ValueError that names them."""
-    init: Callable[..., None] = cls.__init__
-    signature = inspect.signature(init)
+def check_call(cls: type, given: Mapping[str, Any]) -> None:
+    """Check the arguments of a constructor's call.
 
-    @functools.wraps(init)
-    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
-        try:
-            given = signature.bind(self, *args, **kwargs).arguments
-        except TypeError:
-            given = {}  # the call itself says what is missing
-        for name, hint in argument_types(cls).items():
-            if name in given and (words := fault(hint, _plain(given[name]))):
-                raise ValueError(f'{name} {words}, got {given[name]!r}.')
-        init(self, *args, **kwargs)
-
-    cls.__init__ = checked  # pyright: ignore[reportAttributeAccessIssue]
+    Raises:
+        ValueError: in one sentence that names the argument.
+    """
+    for name, hint in argument_types(cls).items():
+        if name in given and (words := fault(hint, _plain(given[name]))):
+            raise ValueError(f'{name} {words}, got {given[name]!r}.')
 
 
 def _plain(value: Any) -> Any:

@@ -11,6 +11,7 @@ This module imports nothing but ``catalogue``: what it names, Composer's own inc
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -83,14 +84,30 @@ def register_algorithm(name: str) -> Callable[[T], T]:
     """
 
     def decorator(entry: T) -> T:
-        from composer_cmi.arguments import check_init  # it imports Composer, as the class has
-
         _register(algorithms, 'algorithm', name)(entry)
         if inspect.isclass(entry) and '__init__' in vars(entry):
-            check_init(entry)
+            _check_calls(entry)
         return entry
 
     return decorator
+
+
+def _check_calls(cls: type) -> None:
+    init: Callable[..., None] = cls.__init__
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        from composer_cmi.arguments import check_call  # with pydantic, for which an import of ours does not wait
+
+        try:
+            given = signature.bind(self, *args, **kwargs).arguments
+        except TypeError:
+            given = {}  # the call itself says what is missing
+        check_call(cls, given)
+        init(self, *args, **kwargs)
+
+    cls.__init__ = checked  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def register_task(name: str) -> Callable[[T], T]:

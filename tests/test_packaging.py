@@ -114,7 +114,17 @@ def test_what_an_extra_brings_is_enough_to_import_its_rooms(rooms, extra):
 
 
 def test_the_default_dependencies_bring_no_host():
-    assert declared() == {'catalogue', 'filelock', 'safetensors', 'torch', 'torchmetrics', 'typer'}
+    assert declared() == {
+        'annotated-types',
+        'catalogue',
+        'filelock',
+        'numpy',
+        'pydantic',
+        'safetensors',
+        'torch',
+        'torchmetrics',
+        'typer',
+    }
 
 
 def test_no_dependency_has_an_upper_bound():

@@ -16,13 +16,13 @@ from composer_cmi.algorithms.fixed import outputs_of_all_rows, require_rows
 from composer_cmi.algorithms.loss import add_to_loss
 from composer_cmi.algorithms.plugin import PluginAlgorithm, require_same_on_all_ranks
 from composer_cmi.algorithms.schedule import Schedule
-from composer_cmi.arguments import Temperature, Weight
 from composer_cmi.batch import class_labels, class_logits
 from composer_cmi.centroids import CentroidMode, ClassCentroids
 from composer_cmi.features import FeatureReader
 from composer_cmi.teachers.compatibility import num_labels_of
 from composer_cmi.terms.cmi import Term
 from composer_cmi.terms.guard import Guard
+from composer_cmi.terms.ranges import Temperature, Weight
 
 __all__ = ['CMIAlgorithm', 'Form', 'Space']
 

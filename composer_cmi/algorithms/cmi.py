@@ -3,8 +3,8 @@
 from dataclasses import KW_ONLY, dataclass
 
 from composer_cmi.algorithms.base import CMIAlgorithm, Form, Space
-from composer_cmi.arguments import Weight
 from composer_cmi.registry import register_algorithm
+from composer_cmi.terms.ranges import Weight
 
 __all__ = ['CMIMaximization', 'CMIRegularization']
 

@@ -27,7 +27,6 @@ from composer_cmi.algorithms.distillation_batch import (
 )
 from composer_cmi.algorithms.loss import distillation_loss, get_total, replace_total
 from composer_cmi.algorithms.plugin import PluginAlgorithm, require_same_on_all_ranks
-from composer_cmi.arguments import Share, Temperature
 from composer_cmi.batch import class_logits
 from composer_cmi.functional import distillation_divergence
 from composer_cmi.registry import register_algorithm
@@ -35,6 +34,7 @@ from composer_cmi.teachers.compatibility import check_numbers, label_names_of, l
 from composer_cmi.teachers.forward import inputs_fingerprint, run_teacher
 from composer_cmi.teachers.logit_cache import CacheError, CacheKey, LogitCache, open_or_build
 from composer_cmi.teachers.teacher import Teacher, TeacherSpec, load_teacher
+from composer_cmi.terms.ranges import Share, Temperature
 
 __all__ = ['KnowledgeDistillation', 'distillation_loss']
 

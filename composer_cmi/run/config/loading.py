@@ -190,8 +190,8 @@ def _fault_beyond_type(cls: type, parameter: inspect.Parameter, value: Any) -> s
     if isinstance(value, str) and not value and default != '':
         return 'must not be empty: leave the key out'
     # Composer looks at its own numbers late or never.
-    number = is_number(argument_types(cls)[parameter.name]) and isinstance(value, int | float)
-    if number and value < 0 and cls.__module__.startswith('composer.'):
+    number = value if is_number(argument_types(cls)[parameter.name]) and isinstance(value, int | float) else 0
+    if number < 0 and cls.__module__.startswith('composer.'):
         return None if isinstance(default, int | float) and default < 0 else 'must be at least 0'
     if parameter.name in path_arguments(cls):
         paths = value if isinstance(value, list) else [value]
