@@ -1,5 +1,5 @@
 """Where h_s, the vector that a classifier hands to its last linear layer, is read from a model."""
 
-from composer_cmi.features.reader import FeatureReader
+from composer_cmi.features.feature_reader import FeatureReader
 
 __all__ = ['FeatureReader']
