@@ -127,4 +127,4 @@ def test_uint8_labels_train_as_int64_do():
         trainer.fit()
         trainer.close()
         weights.append(toys.weights(model))
-    assert torch.equal(*weights) and algorithm.centroids.ready
+    assert torch.equal(*weights) and algorithm.class_centroids.ready

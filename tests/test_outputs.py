@@ -232,7 +232,8 @@ def test_the_progress_bar_shows_loss_and_cmi():
 
 
 @pytest.mark.parametrize(
-    ('time', 'steps'), [('3ep', 30), ('7ba', 7), ('100sp', 13), ('0.1dur', 5), ('0.25dur', 12), ('0dur', 0)]
+    ('time', 'steps'),
+    [('3ep', 30), ('7ba', 7), ('100sp', 13), ('0.1dur', 5), ('0.25dur', 12), ('0.58dur', 29), ('0dur', 0)],
 )
 def test_times_are_counted_in_steps(time, steps):
     assert to_steps(time, steps_per_epoch=10, batch_size=8, total=50) == steps

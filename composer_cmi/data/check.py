@@ -140,7 +140,7 @@ def render(findings: Findings, console: Console) -> None:
     """Print what was found, with one line at the end that says how to go on."""
     if findings.data is None:
         for fault in findings.faults:
-            console.print(f'[red]-[/] {escape(fault)}')
+            console.print(f'[red]-[/] {escape(fault)}', soft_wrap=True)  # a path is copied whole
         console.print('Next: mend these, then check again.')
         return
     data = findings.data
@@ -155,7 +155,7 @@ def render(findings: Findings, console: Console) -> None:
             if count:
                 console.print(f'[yellow]![/] {escape(name)}: {count:,} {what}.')
     for note in data.notes:
-        console.print(f'[yellow]![/] {escape(note)}')
+        console.print(f'[yellow]![/] {escape(note)}', soft_wrap=True)
     for name, score in data.constant_answer.items():
         points = 100 / len(data.eval_splits[name])
         metric = data.task.primary_metric

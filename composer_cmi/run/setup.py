@@ -67,7 +67,7 @@ def to_steps(time: str, *, steps_per_epoch: int, batch_size: int, total: int | N
     if parsed.unit is TimeUnit.SAMPLE:
         return math.ceil(parsed.value / batch_size)
     if parsed.unit is TimeUnit.DURATION and total is not None:
-        return int(parsed.value * total)
+        return math.floor(round(parsed.value * total, 6))  # 0.29 * 100 is 28.999999999999996
     raise ConfigError(f"{time!r} cannot be counted in steps: use 'ep', 'ba', 'sp' or 'dur'.")
 
 
