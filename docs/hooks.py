@@ -72,28 +72,29 @@ def schema_tables(kind: str) -> str:
     from composer_cmi.study.json_schema import study_json_schema
 
     schema = run_json_schema() if kind == 'run' else study_json_schema()
-    parts = [_table(schema)]
-    for name, section in schema['$defs'].items():
-        parts.append(f'### `{_SECTIONS[name]}:`\n\n{section["description"]}\n\n{_table(section)}')
+    definitions = schema['$defs']
+    parts = [_table(schema, definitions)]
+    for name in _SECTIONS:
+        if name in definitions:
+            section = definitions[name]
+            parts.append(f'### `{_SECTIONS[name]}:`\n\n{section["description"]}\n\n{_table(section)}')
     for name, entry in schema['properties'].get('algorithms', {}).get('properties', {}).items():
         parts.append(f'### `algorithms.{name}:`\n\n{entry["description"]}\n\n{_table(entry["anyOf"][0])}')
     return '\n\n'.join(parts)
 
 
-def _table(section: dict[str, Any]) -> str:
+def _table(section: dict[str, Any], definitions: dict[str, Any] | None = None) -> str:
     lines = ['| key | type | default | what it is |', '|---|---|---|---|']
     for name, key in section['properties'].items():
-        default = '(needed)' if name in section.get('required', ()) else f'`{json.dumps(key.get("default"))}`'
-        if '$ref' in key or 'allOf' in key:
-            default = 'see below' if name not in section.get('required', ()) else default
-        # A bar would end the cell.
-        cells = [f'`{name}`', _type(key), default, _text(key)]
+        default, text = f'`{json.dumps(key.get("default"))}`', key.get('description', '')
+        if '$ref' in key:
+            default, text = 'see below', (definitions or {})[key['$ref'].rpartition('/')[2]]['description']
+        if name in section.get('required', ()):
+            default = '(needed)'
+        # A bar would end the cell; two backticks are those of the docstring.
+        cells = [f'`{name}`', _type(key), default, text.replace('``', '`')]
         lines.append('| ' + ' | '.join(cell.replace('|', '&#124;') for cell in cells) + ' |')
     return '\n'.join(lines)
-
-
-def _text(key: dict[str, Any]) -> str:
-    return key.get('description', '').replace('``', '`')
 
 
 def _type(key: dict[str, Any]) -> str:

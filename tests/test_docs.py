@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from composer_cmi.run.config.json_schema import run_json_schema
+from composer_cmi.run.config.yaml_loader import read_yaml
 from composer_cmi.study.json_schema import study_json_schema
 from doc_tools import METHOD_CARD, MODEL, PAGES, ROOT, SHOWN, Reader, blocks, make_reviews
 
@@ -93,12 +94,9 @@ def test_links_between_pages_lead_somewhere():
 
 
 def sections(schema):
-    yield from [('', schema), *schema['$defs'].items()]
-    yield from (
-        ((name, entry['anyOf'][0]) for name, entry in schema['properties'].get('algorithms', {})['properties'].items())
-        if 'algorithms' in schema['properties']
-        else ()
-    )
+    """The sections of a file by name, those of our algorithms too."""
+    algorithms = schema['properties'].get('algorithms', {}).get('properties', {})
+    return {'': schema, **schema['$defs'], **{name: entry['anyOf'][0] for name, entry in algorithms.items()}}.items()
 
 
 @pytest.mark.parametrize('make', [run_json_schema, study_json_schema])
@@ -115,7 +113,7 @@ def test_the_files_we_ship_fit_the_schema_for_editors():
     jsonschema = pytest.importorskip('jsonschema')
     run, study = (jsonschema.Draft202012Validator(make()) for make in (run_json_schema, study_json_schema))
     for file in [*(ROOT / 'yamls').glob('*.yaml'), *(ROOT / 'studies').glob('*.yaml')]:
-        data = yaml.safe_load(file.read_text())
+        data = read_yaml(file)
         if 'task' in data or 'name' in data:
             (run if 'task' in data else study).validate(data)
     wrong = {

@@ -23,7 +23,7 @@ def section(name: str) -> list[tuple[str, str]]:
     return [(block.language, block.text) for block in blocks(README) if start < block.line <= end]
 
 
-def test_promise_13_six_from_an_empty_folder_to_a_model_of_ones_own_csv(tmp_path):
+def test_from_an_empty_folder_to_a_model_of_ones_own_csv(tmp_path):
     make_reviews(tmp_path)
     found = section('Your own CSV')
     commands = [line for language, text in found if language == 'bash' for line in text.splitlines()]
@@ -32,7 +32,7 @@ def test_promise_13_six_from_an_empty_folder_to_a_model_of_ones_own_csv(tmp_path
     ]
     outputs = []
     for command in commands:
-        program, *arguments = shlex.split(command)
+        _, *arguments = shlex.split(command)
         # `-m composer_cmi.cli` is what the entry point `composer-cmi` calls.
         extra = ['model.name_or_path=tiny', 'train.progress_bar=false'] if arguments[0] == 'run' else []
         if arguments[0] == 'run':
