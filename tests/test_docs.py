@@ -61,12 +61,15 @@ def test_the_notebook_runs(reader):
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_block_is_run_or_says_why_not(page):
+    tests = [path.read_text(encoding='utf-8') for path in (ROOT / 'tests').glob('test_*.py')]
     for block in blocks(page):
         assert block.language in ('python', 'bash', 'yaml', *SHOWN), block.where
         if block.mark.startswith('not run'):
             assert re.fullmatch(r'not run: \w.{8,}', block.mark), f'{block.where}: a reason is wanted'
         if block.mark.startswith('example'):
-            assert page.name == 'README.md' and block.mark in ('example: huggingface', 'example: classifier')
+            # Run by the test of its subject, which names the page and the example.
+            name = f"'{block.mark.removeprefix('example: ')}'"
+            assert any(page.name in text and name in text for text in tests), f'{block.where}: no test runs {name}'
     # A block that the pattern does not see would be run by nobody: indented, or with another fence.
     text = page.read_text(encoding='utf-8')
     assert len(re.findall(r'^\s*(?:```|~~~)', text, re.MULTILINE)) == 2 * len(blocks(page)), page
