@@ -10,7 +10,7 @@ MODERN := .venv-modern
 MODERN_STAMP := $(MODERN)/.installed
 
 .PHONY: demo test test-modern test-slow package-check startup glue-smoke lint format clean study studies-gpu partners \
-  kill-test mutants fuzz faults coverage overhead gpu-checks
+  kill-test mutants fuzz faults coverage overhead gpu-checks docs notebook
 
 demo: $(STAMP)
 	$(BIN)/composer train.py yamls/demo_mincmi.yaml
@@ -33,6 +33,15 @@ test-slow: $(STAMP)
 # Every GLUE task by every recipe, from files and from a `datasets` cache, with a tiny model.
 glue-smoke: $(STAMP)
 	$(BIN)/python benchmarks/glue_smoke.py
+
+# The site, in build/site; a warning is an error.
+docs: $(STAMP)
+	$(BIN)/python $(PIP) -e '.[docs]'
+	$(BIN)/python -m mkdocs build --strict
+
+notebook: $(STAMP)
+	$(BIN)/python $(PIP) -e '.[docs]'
+	$(BIN)/jupyter-execute examples/own_csv.ipynb
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ Nothing heavy is imported before it is used: a question for help is answered at 
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import sys
@@ -149,6 +150,18 @@ def check_command(
             raise ConfigError(str(error)) from error
         render(found, Console(highlight=False))
     raise typer.Exit(2 if found.faults else 0)
+
+
+@app.command('schema')
+def schema_command(kind: Annotated[str, typer.Argument(help='run or study')] = 'run') -> None:
+    """Print the JSON schema of a run's or a study's YAML file, for editors."""
+    with _one_sentence():
+        if kind not in ('run', 'study'):
+            raise ConfigError(f'There is no schema of {kind!r}: it is run or study.')
+        with needs('run', 'The schema'):
+            from composer_cmi.run.config.json_schema import run_json_schema
+            from composer_cmi.study.json_schema import study_json_schema
+        print(json.dumps(run_json_schema() if kind == 'run' else study_json_schema(), indent=2))
 
 
 @app.command('submit')

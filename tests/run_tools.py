@@ -36,13 +36,13 @@ SENTENCES = {
 }
 
 
-def make_model(folder: Path, *, layers: int = 2, seed: int = 0) -> Path:
+def make_model(folder: Path, *, layers: int = 2, seed: int = 0, positions: int = 32) -> Path:
     """A random BERT of width 16 without dropout, and a tokenizer that knows exactly the words above."""
     words = sorted({word for text in itertools.chain(*SENTENCES.values()) for word in text.split()})
     folder.mkdir(parents=True)
     vocabulary = folder / 'vocab.txt'
     vocabulary.write_text('\n'.join(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *words]) + '\n')
-    tokenizer = BertTokenizerFast(str(vocabulary), model_max_length=32)
+    tokenizer = BertTokenizerFast(str(vocabulary), model_max_length=positions)
     transformers_logging.disable_progress_bar()  # that of transformers 5 for writing a model
     torch.manual_seed(seed)
     config = BertConfig(
@@ -51,7 +51,7 @@ def make_model(folder: Path, *, layers: int = 2, seed: int = 0) -> Path:
         num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=32,
-        max_position_embeddings=32,
+        max_position_embeddings=positions,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )

@@ -39,30 +39,31 @@ def _shorthand(value: Any) -> Any:
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra='forbid', frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra='forbid', frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Setting(_Section):
     """Where the arms are compared: a task, a model, an amount of data. `grid` makes one setting a combination."""
 
     set: dict[str, Any] = {}
+    """Overrides of the base file."""
     grid: Values = {}
+    """Values by key; each combination is a setting of its own."""
 
 
 class Arm(_Section):
-    """What is compared.
-
-    Attributes:
-        set: overrides of the base file.
-        grid: values by key; each combination is an arm of its own, and all of them are reported.
-        tune: values by key; one combination is chosen per setting on a held-out slice of train, and reported.
-        tuned_as: name of a tuned arm whose chosen values this arm takes as well.
-    """
+    """What is compared."""
 
     set: dict[str, Any] = {}
+    """Overrides of the base file."""
     grid: Values = {}
+    """Values by key; each combination is an arm of its own, and all of them are reported."""
     tune: Values = {}
+    """Values by key; one combination is chosen per setting on a held-out slice of train, and reported."""
     tuned_as: Annotated[str, Field(min_length=1)] | None = None
+    """Name of a tuned arm whose chosen values this arm takes as well."""
 
     @model_validator(mode='after')
     def _one_kind(self) -> Arm:
@@ -75,8 +76,11 @@ class Tuning(_Section):
     """How `tune` values are chosen: `validation_fraction` of train is held out, the reported split is never read."""
 
     seeds: list[Seed] = Field([1000, 1001], min_length=1)
+    """Seeds of the tries, none of them among the reported ones."""
     validation_fraction: float = Field(0.2, gt=0, lt=1)
+    """So much of train is held out to choose on."""
     set: dict[str, Any] = {}
+    """Overrides of the tries only."""
 
 
 def _count_or_list(value: Any) -> Any:
@@ -86,34 +90,32 @@ def _count_or_list(value: Any) -> Any:
 
 
 class StudyConfig(_Section):
-    """A grid of settings, arms and seeds over one base file.
-
-    Attributes:
-        name: the study's folder below `output_dir`.
-        base: a run's YAML file, relative to the study's own file. It must be plain cross-entropy.
-        seeds: a number of seeds (0, 1, ...) or a list; the same for every arm and setting.
-        settings: by name.
-        arms: by name; the arm `ce` is added where it is missing.
-        tuning: for arms with `tune`.
-        comparisons: pairs `[arm, baseline]`; by default every arm against `ce` and against every tuned CE arm.
-        gain: in points; the report says how many seeds would see it.
-        threads: CPU threads of a run. It is fixed, so that the results do not depend on `--jobs`.
-        keep_models: keep checkpoints and exported models of finished runs (gigabytes).
-    """
+    """A grid of settings, arms and seeds over one base file."""
 
     name: str
+    """The study's folder below `output_dir`."""
     base: PathString
+    """A run's YAML file, relative to the study's own file. It must be plain cross-entropy."""
     output_dir: PathString = 'runs/studies'
+    """Where studies' folders go."""
     seeds: Annotated[list[Seed], BeforeValidator(_count_or_list)] = Field(min_length=1, max_length=_MOST_SEEDS)
+    """A number of seeds (0, 1, ...) or a list; the same for every arm and setting."""
     settings: Annotated[dict[str, Annotated[Setting, BeforeValidator(_shorthand)]], Field(min_length=1)] = {
         'base': Setting()
     }
+    """By name."""
     arms: dict[str, Annotated[Arm, BeforeValidator(_shorthand)]]
+    """By name; the arm `ce` is added where it is missing."""
     tuning: Tuning = Tuning()  # pyright: ignore[reportCallIssue]
+    """For arms with `tune`."""
     comparisons: list[Annotated[tuple[str, str], Field(strict=False)]] | None = None
+    """Pairs `[arm, baseline]`; by default every arm against `ce` and against every tuned CE arm."""
     gain: float = Field(1.0, gt=0, le=100)
+    """In points; the report says how many seeds would see it."""
     threads: int = Field(1, ge=1, le=1024)
+    """CPU threads of a run. It is fixed, so that the results do not depend on `--jobs`."""
     keep_models: bool = False
+    """Keep checkpoints and exported models of finished runs (gigabytes)."""
 
     @property
     def folder(self) -> Path:

@@ -12,7 +12,7 @@ from composer.core import Time, TimeUnit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from composer_cmi.arguments import time_fault
-from composer_cmi.run.config.sentences import shown
+from composer_cmi.run.config.sentences import masked, shown
 
 __all__ = [
     'CheckpointConfig',
@@ -102,7 +102,14 @@ Duration = Annotated[str, _time(*_INTERVALS[:3], zero='would train nothing')]
 
 class _Section(BaseModel):
     # Strict: 'true', '3' and 3.0 are no substitutes for true and 3.
-    model_config = ConfigDict(extra='forbid', frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra='forbid',
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+    )
 
 
 class ModelConfig(_Section):
@@ -122,7 +129,9 @@ class DataConfig(_Section):
     path: PathString | None = None
     """GLUE's own folder, or the folder or file of own data; without it the task's embedded set or the Hub."""
     max_length: int = Field(128, ge=4, le=2**20)
+    """Tokens of a text (of both, in a pair); what is longer is cut."""
     seed: Seed = 17
+    """Fixes which rows every subset has."""
     train_rows: Rows | None = None
     """Take so many training rows, in the classes' own shares."""
     labelled_rows: Rows | None = None
@@ -134,27 +143,34 @@ class DataConfig(_Section):
     validation_fraction: float | None = Field(None, gt=0, lt=1)
     """Hold out this share of train for evaluation, instead of the task's own evaluation split."""
     text_columns: list[Name] | None = Field(None, min_length=1, max_length=2)
+    """The column of text, or two for pairs; without it guessed from the header. For ``task: custom``."""
     label_column: Name | None = None
+    """The column of class names or numbers; without it guessed from the header. For ``task: custom``."""
     labels: list[Name] | None = Field(None, min_length=2)
     """Names of the classes, in the order of the class indices."""
     metrics: list[Name] | None = Field(None, min_length=1)
+    """What is scored, the main one first (accuracy, macro_f1, f1, matthews_correlation); None is the task's own."""
     label_noise: float = Field(0.0, ge=0, lt=1)
     """Give this share of the training rows a wrong label, drawn evenly among the other classes."""
     class_imbalance: float | None = Field(None, gt=0, le=1)
     """Thin the classes out, so that the last one keeps this share of the first one's training rows."""
     group_by_length: bool = True
+    """Put texts of like length into one batch: less padding, faster."""
     cache_dir: PathString | None = None
+    """Keep the tokens in this folder for the next run."""
 
 
 class TrainConfig(_Section):
     """How long, in which batches, in which precision."""
 
     max_duration: Annotated[Duration, BeforeValidator(lambda v: f'{v}ep' if type(v) is int else v)] = '3ep'
+    """How long: epochs, batches or samples (``3ep``, ``100ba``, ``5000sp``); a plain number is epochs."""
     batch_size: BatchSize = 32
     """Rows of one optimizer step, over all ranks together."""
     microbatch_size: BatchSize | Literal['auto'] | None = None
     """Rows of one forward pass on one rank; None takes the rank's whole batch."""
     eval_batch_size: BatchSize = 128
+    """Rows of one forward pass when the evaluation splits are scored."""
     eval_interval: Interval = '1ep'
     """When the evaluation splits are scored during training; ``0ba`` is never."""
     label_smoothing: float | None = Field(None, gt=0, lt=1)
@@ -162,8 +178,11 @@ class TrainConfig(_Section):
     precision: Literal['fp32', 'amp_fp16', 'amp_bf16'] | None = None
     """None is fp32 on a CPU and amp_bf16 on a GPU."""
     device: Literal['cpu', 'gpu', 'mps'] | None = None
+    """None takes a GPU where there is one."""
     num_workers: int = Field(0, ge=0, le=256)
+    """Processes that read batches beside the training process; 0 reads in it."""
     progress_bar: bool = True
+    """Show how far training is."""
 
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -173,23 +192,31 @@ class OptimizerConfig(_Section):
     """AdamW with bias correction (Mosbach et al. 2021); no decay on biases and LayerNorm weights."""
 
     lr: float = Field(2e-5, gt=0, lt=1)
+    """The learning rate at its peak."""
     weight_decay: float = Field(0.01, ge=0, le=100)
+    """Decoupled decay of the weights that are no biases and no LayerNorm weights."""
     betas: Annotated[tuple[_Beta, _Beta], Field(strict=False)] = (0.9, 0.999)
+    """Decay of the running means of the gradient and of its square."""
     eps: float = Field(1e-6, gt=0, le=1)
+    """Added to the root of the second mean."""
 
 
 class SchedulerConfig(_Section):
     """Linear warm-up from 0, then linear decay to 0."""
 
     warmup: Interval = '0.1dur'
+    """How long the learning rate rises: a share of the training (``0.1dur``) or a time."""
 
 
 class CheckpointConfig(_Section):
     """Composer checkpoints in the run folder."""
 
     save_interval: Annotated[str, _time(*_INTERVALS, zero='would save nothing')] = '1ep'
+    """When a checkpoint is written."""
     autoresume: bool = True
+    """Go on from the last checkpoint when the run is started again."""
     num_keep: int = Field(1, ge=1, le=10**6)
+    """So many of the last checkpoints stay."""
     save_sharded: bool = False
     """Under FSDP, save one shard a rank."""
 
@@ -216,41 +243,35 @@ def _fill_in(value: Any, keys: tuple[str, ...] | None, task: str, seed: str) -> 
     return value
 
 
-_SECRET = re.compile(r'(?i)(?:^|_|-)(?:(?:api|access|auth|private)_?key|token|password|passwd|secret|credentials?)s?$')
-_LOGIN = re.compile(r'(?<=://)[^/@\s]+(?=@)')
-
-
-def _masked(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {
-            key: '***' if _SECRET.search(key) and isinstance(each, str) else _masked(each)
-            for key, each in value.items()
-        }
-    if isinstance(value, list):
-        return [_masked(each) for each in value]
-    return _LOGIN.sub('***', value) if isinstance(value, str) else value
-
-
 class RunConfig(_Section):
     """One run, or several arms of it."""
 
     task: Name
+    """A name of ``composer-cmi list tasks``; ``custom`` is for own data."""
     run_name: RunName
     """The folder below ``output_dir``; ``{task}`` and ``{seed}`` are filled in, here and in every path."""
     output_dir: PathString = 'runs'
+    """Where run folders go."""
     seed: Seed = 17
+    """Of the initial weights of what is new, of dropout and of the order of the batches."""
     code_paths: list[PathString] = []
+    """Python files that register own algorithms, tasks or models; imported before anything is looked up."""
     model: ModelConfig
     data: DataConfig = DataConfig()  # pyright: ignore[reportCallIssue]
     train: TrainConfig = TrainConfig()  # pyright: ignore[reportCallIssue]
     optimizer: OptimizerConfig = OptimizerConfig()  # pyright: ignore[reportCallIssue]
     scheduler: SchedulerConfig = SchedulerConfig()
     algorithms: Annotated[Sections, BeforeValidator(_sections)] = {}
+    """By name (``composer-cmi list algorithms``), the arguments of its class; ``false`` takes one out."""
     loggers: Annotated[Sections, BeforeValidator(_sections)] = {}
+    """By name (``composer-cmi list loggers``), the arguments of its class."""
     checkpoint: CheckpointConfig = CheckpointConfig()  # pyright: ignore[reportCallIssue]
     fsdp: dict[str, Any] | None = None
+    """Composer's FSDP settings; sharded training, on a GPU."""
     peft: dict[str, Any] | None = None
+    """Settings of a PEFT adapter, such as LoRA: ``{r: 8, lora_alpha: 16, target_modules: [query, value]}``."""
     arms: Annotated[dict[ArmName, dict[str, Any]], Field(min_length=1)] | None = None
+    """Changes of the file by name: the run is repeated for each, from the same seed, and the arms are compared."""
 
     @model_validator(mode='before')
     @classmethod
@@ -272,4 +293,4 @@ class RunConfig(_Section):
     def resolved(self) -> dict[str, Any]:
         """All settings, defaults included, as plain YAML types; keys and passwords of services are masked."""
         plain = self.model_dump(mode='json')
-        return {**plain, **{name: _masked(plain[name]) for name in ('algorithms', 'loggers')}}
+        return {**plain, **{name: masked(plain[name]) for name in ('algorithms', 'loggers')}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, get_args, get_origin
 
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from composer_cmi.registry import nearest
 
-__all__ = ['check_plain', 'sentence', 'shown']
+__all__ = ['check_plain', 'masked', 'sentence', 'shown']
 
 _DEEPEST = 60
 _LARGEST = 1e15
@@ -104,3 +105,18 @@ def _known_keys(hint: Any, path: list[str]) -> list[str]:
 
 def _is_section(hint: Any) -> bool:
     return inspect.isclass(hint) and issubclass(hint, BaseModel)
+
+
+_SECRET = re.compile(r'(?i)(?:^|_|-)(?:(?:api|access|auth|private)_?key|token|password|passwd|secret|credentials?)s?$')
+_LOGIN = re.compile(r'(?<=://)[^/@\s]+(?=@)')
+
+
+def masked(value: Any) -> Any:
+    """A section of plain values, with keys and passwords of services replaced by three stars."""
+    if isinstance(value, dict):
+        return {
+            key: '***' if _SECRET.search(key) and isinstance(each, str) else masked(each) for key, each in value.items()
+        }
+    if isinstance(value, list):
+        return [masked(each) for each in value]
+    return _LOGIN.sub('***', value) if isinstance(value, str) else value
