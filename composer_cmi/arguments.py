@@ -66,17 +66,23 @@ def argument_types(entry: Any) -> dict[str, Any]:
     """The types of the arguments of a class or function by name; what cannot be resolved is ``Any``."""
     function = entry.__init__ if inspect.isclass(entry) else entry
     function = inspect.unwrap(function)
-    names = _Names(vars(sys.modules.get(getattr(function, '__module__', ''), types.ModuleType('none'))))
     extra = _BUILT_IN.get(getattr(entry, '__name__', ''), {})
     found = {}
     for parameter in inspect.signature(entry).parameters.values():
         hint = extra.get(parameter.name, parameter.annotation)
-        hint = Any if hint is parameter.empty else _resolved(hint, names)
+        hint = Any if hint is parameter.empty else _resolved(hint, _names_of(entry, function, parameter.name))
         is_time = isinstance(parameter.default, str) and time_fault(parameter.default) is None
         if is_time or (parameter.name.endswith('_interval') and str in _members(hint)):
             hint = hint | Time  # Composer's own classes annotate their times as str
         found[parameter.name] = Any if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) else hint
     return found
+
+
+def _names_of(entry: Any, function: Any, name: str) -> _Names:
+    # A dataclass inherits fields whose annotations are text of another module.
+    owners = [each for each in getattr(entry, '__mro__', ()) if name in vars(each).get('__annotations__', {})]
+    module = owners[0].__module__ if owners else getattr(function, '__module__', '')
+    return _Names(vars(sys.modules.get(module, types.ModuleType('none'))))
 
 
 class _ForeignMeta(type):

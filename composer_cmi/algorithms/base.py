@@ -1,74 +1,47 @@
 """What CMI-min and CMI-max share: one way through a batch, one state, one term with a sign."""
 
 import inspect
-import math
 import warnings
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any
 
 import torch
-from composer.core import Event, State, Time
+from composer.core import Event, State
 from composer.loggers import Logger
 from torch import Tensor
 
 from composer_cmi import functional as cmi_f
 from composer_cmi.algorithms.fixed import outputs_of_all_rows, require_rows
 from composer_cmi.algorithms.loss import add_to_loss
-from composer_cmi.algorithms.plugin import PluginAlgorithm, require_same_on_all_ranks
+from composer_cmi.algorithms.plugin import PluginAlgorithm
 from composer_cmi.algorithms.schedule import Schedule
 from composer_cmi.batch import class_labels, class_logits
-from composer_cmi.centroids import CentroidMode, ClassCentroids
+from composer_cmi.centroids import ClassCentroids
 from composer_cmi.features import FeatureReader
 from composer_cmi.teachers.compatibility import num_labels_of
+from composer_cmi.terms.arguments import RegularizationArguments
 from composer_cmi.terms.cmi import Term
 from composer_cmi.terms.guard import Guard
-from composer_cmi.terms.ranges import Temperature, Weight
+from composer_cmi.terms.objective import require_same_on_all_ranks
 
-__all__ = ['CMIAlgorithm', 'Form', 'Space']
-
-Space = Literal['features', 'logits']
-Form = Literal['scaled', 'plain', 'relative']
+__all__ = ['CMIAlgorithm']
 
 # The guard reads the device once in so many steps; a step that does not read does not wait for the device.
 _GUARD_INTERVAL = 20
 
 
 @dataclass(repr=False, eq=False)
-class CMIAlgorithm(PluginAlgorithm):
+class CMIAlgorithm(RegularizationArguments, PluginAlgorithm):
     """What the two signs of the term share; see the public classes for the arguments.
 
     A dataclass, so that a subclass states its arguments and defaults once and `inspect.signature` shows them.
     """
 
-    sign: ClassVar[int]
-    max_cmi = max_growth = None
-
-    weight: Weight = 0.05
     _: KW_ONLY
-    space: Space = 'features'
-    form: Form = 'scaled'
-    start: str | Time = '0.3dur'
-    ramp: str | Time = '0dur'
-    temperature: Temperature = 1.0
-    centroids: CentroidMode = 'ema'
-    decay: float = 0.9
-    feature_module: str | None = None
-    feature_position: Literal['first', 'last'] | None = None
     label_key: str | int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < math.inf:
-            raise ValueError(f'weight must be at least 0, got {self.weight}; the sign is chosen by the class.')
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f'temperature must be positive, got {self.temperature}.')
-        for name, value, choices in (('space', self.space, Space), ('form', self.form, Form)):
-            if value not in get_args(choices):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got '{value}'.")
-        if self.max_cmi is not None and not self.max_cmi > 0:
-            raise ValueError(f'max_cmi must be positive (nats), got {self.max_cmi}.')
-        if self.max_growth is not None and not self.max_growth > 1:
-            raise ValueError(f'max_growth must be above 1 (times the CMI at the start), got {self.max_growth}.')
-        self.weight, self.temperature = float(self.weight), float(self.temperature)
+        super().__post_init__()
         self.begin_anew()
 
     def begin_anew(self) -> None:

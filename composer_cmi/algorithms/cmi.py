@@ -1,10 +1,10 @@
 """CE + lambda * CMI for classifiers, CE - lambda * CMI for teachers, as Composer algorithms."""
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 
-from composer_cmi.algorithms.base import CMIAlgorithm, Form, Space
+from composer_cmi.algorithms.base import CMIAlgorithm
 from composer_cmi.registry import register_algorithm
-from composer_cmi.terms.ranges import Weight
+from composer_cmi.terms.arguments import MaximizationArguments
 
 __all__ = ['CMIMaximization', 'CMIRegularization']
 
@@ -44,12 +44,10 @@ class CMIRegularization(CMIAlgorithm):
             trainer = Trainer(model=model, train_dataloader=loader, algorithms=[CMIRegularization()], ...)
     """
 
-    sign = 1
-
 
 @register_algorithm('cmi_maximization')
 @dataclass(repr=False, eq=False)
-class CMIMaximization(CMIAlgorithm):
+class CMIMaximization(MaximizationArguments, CMIAlgorithm):
     """Make a better teacher with CE - lambda * I(X;Z|Y): wider clusters teach more (arXiv 2401.08732, 2502.11258).
 
     Ascent against stale centroids would climb `CMI + sum_y P(y) D(g_y || Q_y)` by moving the class means away from `Q`.
@@ -79,13 +77,3 @@ class CMIMaximization(CMIAlgorithm):
     Raises:
         ValueError: as in `CMIRegularization`.
     """
-
-    sign = -1
-
-    weight: Weight = 0.2
-    _: KW_ONLY
-    space: Space = 'logits'
-    form: Form = 'plain'
-    decay: float = 0.5
-    max_cmi: float | None = None
-    max_growth: float | None = None

@@ -7,10 +7,9 @@ own tokenizer, over the rows without labels too.
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -18,29 +17,23 @@ from composer.core import Event, State, get_precision_context
 from composer.loggers import Logger
 from torch import Tensor
 
-from composer_cmi.algorithms.distillation_batch import (
-    check_partners,
-    example_ids,
-    known_ids,
-    labelled_share,
-    refuse_shared_weights,
-)
+from composer_cmi.algorithms.distillation_batch import check_partners, labelled_share
 from composer_cmi.algorithms.loss import distillation_loss, get_total, replace_total
-from composer_cmi.algorithms.plugin import PluginAlgorithm, require_same_on_all_ranks
+from composer_cmi.algorithms.plugin import PluginAlgorithm
 from composer_cmi.batch import class_logits
 from composer_cmi.functional import distillation_divergence
 from composer_cmi.registry import register_algorithm
-from composer_cmi.teachers.compatibility import check_numbers, label_names_of, label_order, num_labels_of
-from composer_cmi.teachers.forward import inputs_fingerprint, run_teacher
-from composer_cmi.teachers.logit_cache import CacheError, CacheKey, LogitCache, open_or_build
-from composer_cmi.teachers.teacher import Teacher, TeacherSpec, load_teacher
-from composer_cmi.terms.ranges import Share, Temperature
+from composer_cmi.teachers.logit_cache import LogitCache
+from composer_cmi.teachers.matching import DistillationArguments, example_ids, match_teacher, stored_logits
+from composer_cmi.teachers.teacher import Teacher
+from composer_cmi.terms.objective import require_same_on_all_ranks
 
 __all__ = ['KnowledgeDistillation', 'distillation_loss']
 
 
 @register_algorithm('knowledge_distillation')
-class KnowledgeDistillation(PluginAlgorithm):
+@dataclass(repr=False, eq=False)
+class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
     """Train a student on `(1 - alpha) * CE + alpha * tau^2 * KL(teacher || student)` (arXiv 1503.02531).
 
     Rows whose label is -100 are distilled by the KL alone, mixed with labelled rows in one batch or not. The teacher is
@@ -69,32 +62,14 @@ class KnowledgeDistillation(PluginAlgorithm):
         FileNotFoundError: There is no such teacher or cache.
     """
 
-    def __init__(
-        self,
-        teacher: TeacherSpec | None = None,
-        alpha: Share = 0.5,
-        temperature: Temperature = 2.0,
-        cache: str | Path | LogitCache | None = None,
-        *,
-        assume_same_labels: bool = False,
-        allow_weak_teacher: bool = False,
-        label_key: str | int | None = None,
-        id_key: str = 'example_id',
-    ):
-        if not 0 <= alpha <= 1:
-            raise ValueError(f'alpha, the weight of the teacher, must lie between 0 and 1, got {alpha}.')
-        if not 0 < temperature < math.inf:
-            raise ValueError(f'temperature must be positive, got {temperature}.')
-        if isinstance(cache, (str, Path)) and (Path(cache).is_file() or Path(cache).suffix == '.safetensors'):
-            cache = LogitCache.open(cache)
-        if teacher is None and not isinstance(cache, LogitCache):
-            raise ValueError('Distillation needs a teacher: set `teacher`, or `cache` to a finished cache file.')
-        self.teacher, self.cache = teacher, cache
+    _: KW_ONLY
+    allow_weak_teacher: bool = False
+    label_key: str | int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         # What a run writes of the teacher into results.json; `composer_cmi.run.distill` fills it.
         self.teacher_facts: dict[str, Any] | None = None
-        self.alpha, self.temperature = float(alpha), float(temperature)
-        self.assume_same_labels, self.allow_weak_teacher = assume_same_labels, allow_weak_teacher
-        self.label_key, self.id_key = label_key, id_key
         self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -139,23 +114,9 @@ class KnowledgeDistillation(PluginAlgorithm):
         """INIT: everything that can be wrong between teacher and student, before anything is wrapped or trained."""
         check_partners(state.algorithms, cached=self.cache is not None)
         _move_to_end(self, state)
-        for spec in self.teacher if isinstance(self.teacher, (list, tuple)) else [self.teacher]:
-            refuse_shared_weights(spec, state.model)
-        student = state.model
-        if self.teacher is not None:
-            self._teacher = load_teacher(self.teacher, assume_same_labels=self.assume_same_labels)
-        source: Any = self._teacher if self._teacher is not None else self.cache
-        check_numbers(source.num_labels, num_labels_of(student))
-        nameless = source.label_names is None and not hasattr(student, 'config')
-        if not nameless:  # of two plain modules neither can have names
-            self._order = label_order(
-                source.label_names, label_names_of(student), assume_same_labels=self.assume_same_labels
-            )
-        if not isinstance(self.cache, LogitCache) and self._teacher is not None:
-            self._teacher.check_vocabulary(getattr(student, 'tokenizer', None))
-        self.fingerprint = source.key.teacher if isinstance(source, LogitCache) else source.fingerprint
-        if isinstance(self.cache, LogitCache) and self.cache.key.teacher != self.fingerprint:
-            raise CacheError('The logit cache was filled by another teacher than `teacher`: name a folder instead.')
+        found = match_teacher(self, state.model, getattr(state.model, 'tokenizer', None))
+        self._match, self._teacher, self._order = found, found.teacher, found.order
+        self.fingerprint = found.fingerprint
         self._check_teacher()
         facts = {'teacher': self.fingerprint, 'order of classes': self._order}
         require_same_on_all_ranks('KnowledgeDistillation', {**self.objective, **facts})
@@ -171,34 +132,16 @@ class KnowledgeDistillation(PluginAlgorithm):
             assert self._teacher is not None
             self._teacher.to(device)
             return
-        rows = getattr(state.train_dataloader, 'dataset', None)
-        table = self.cache if isinstance(self.cache, LogitCache) else self._open_or_build(state, rows, device)
-        if (ids := known_ids(rows, self.id_key)) is not None:
-            table.require(ids)
-        self._table = table.reordered(self._order).to(device)
-
-    def _open_or_build(self, state: State, rows: Any, device: torch.device) -> LogitCache:
-        assert self._teacher is not None and isinstance(self.cache, (str, Path))
-        if rows is None or not hasattr(rows, '__getitem__'):
-            raise ValueError(
-                'A cache folder needs a train dataloader with a map-style dataset: give an open LogitCache, or leave '
-                '`cache` out.'
-            )
-        teacher, names = self._teacher, self._teacher.label_names
-        collate: Any = state.train_dataloader.collate_fn  # pyright: ignore
-        key = CacheKey(teacher.fingerprint, inputs_fingerprint(rows, collate), precision=state.precision.value)
-
-        def build() -> LogitCache:
-            ids, logits = run_teacher(
-                teacher.to(device),
-                rows,
-                lambda items: state.device.batch_to_device(collate(items)),
-                context=lambda: _precision(state),
-                id_key=self.id_key,
-            )
-            return LogitCache(ids, logits, key=key, label_names=names)
-
-        return open_or_build(self.cache, key, build)
+        loader: Any = state.train_dataloader
+        self._table = stored_logits(
+            self,
+            self._match,
+            getattr(loader, 'dataset', None),
+            getattr(loader, 'collate_fn', None),
+            device,
+            precision=state.precision.value,
+            context=lambda: _precision(state),
+        )
 
     def _begin_batch(self, state: State, logger: Logger) -> None:
         # SAM passes a batch twice, the second time at other weights: the first pass is what is logged.

@@ -1,23 +1,16 @@
-"""What distillation asks of a Trainer's other algorithms, models, datasets and batches, each in one clear sentence."""
+"""What distillation asks of Composer's other algorithms and of a batch's labels, each in one clear sentence."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from composer.core import Algorithm, State
-from torch import Tensor, nn
+from torch import Tensor
 
 from composer_cmi.batch import class_labels, raw_labels
 
-__all__ = [
-    'check_partners',
-    'example_ids',
-    'known_ids',
-    'labelled_share',
-    'refuse_shared_weights',
-]
+__all__ = ['check_partners', 'labelled_share']
 
 IGNORED = -100
 
@@ -42,52 +35,6 @@ def check_partners(algorithms: Sequence[Algorithm], *, cached: bool) -> None:
                 f'KnowledgeDistillation cannot be combined with {name}(interpolate_loss=True), which mixes a second '
                 "cross-entropy into the teacher's term: use interpolate_loss=False."
             )
-
-
-def refuse_shared_weights(spec: Any, student: nn.Module) -> None:
-    """Refuse a live teacher (`spec`) that is, or holds, part of the student."""
-    if not isinstance(spec, nn.Module):
-        return
-    own = {id(parameter) for parameter in student.parameters()}
-    if any(id(parameter) in own for parameter in spec.parameters()):
-        raise ValueError(
-            'The teacher shares weights with the student, which it would freeze: give copy.deepcopy(model) as the '
-            'teacher.'
-        )
-
-
-def known_ids(rows: Any, id_key: str) -> Tensor | None:
-    """All example ids `[R]` of a dataset that can tell them at once, else None.
-
-    Raises:
-        ValueError: The dataset names its columns and the ids are not among them.
-    """
-    ids = getattr(rows, 'example_ids', None)
-    columns = getattr(rows, 'column_names', None)
-    if ids is None and columns is not None:
-        if id_key not in columns:
-            raise ValueError(_no_ids(id_key))
-        ids = rows[id_key]
-    return None if ids is None else torch.as_tensor(ids).to(torch.int64)
-
-
-def _no_ids(id_key: str) -> str:
-    return (
-        f'The batches have no {id_key!r}, by which the cached logits are found: keep that int64 column in the dataset '
-        'and in the collate function, or leave `cache` out to run the teacher in every step.'
-    )
-
-
-def example_ids(batch: Any, id_key: str) -> Tensor:
-    """The ids `[N]` of a batch.
-
-    Raises:
-        ValueError: It has none.
-    """
-    ids = batch.get(id_key) if isinstance(batch, Mapping) else None
-    if not isinstance(ids, Tensor):
-        raise ValueError(_no_ids(id_key))
-    return ids
 
 
 def labelled_share(state: State, label_key: str | int | None) -> Tensor:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-import torch.distributed
 from composer.core import Algorithm, Callback, Event, State
 from composer.loggers import Logger
-from torch.distributed import all_gather_object
 
-__all__ = ['PluginAlgorithm', 'require_same_on_all_ranks']
+from composer_cmi.terms.objective import SCHEMA_VERSION, check_objective
 
-SCHEMA_VERSION = 1
+__all__ = ['PluginAlgorithm']
 
 
 class PluginAlgorithm(Algorithm):
@@ -61,28 +58,7 @@ class PluginAlgorithm(Algorithm):
         Raises:
             ValueError: With every argument that differs, saved and given.
         """
-        name, version = type(self).__name__, state.get('schema_version')
-        if not isinstance(version, int) or version > SCHEMA_VERSION:
-            raise ValueError(
-                f"The checkpoint's {name} has schema version {version}, this composer-cmi reads up to "
-                f'{SCHEMA_VERSION}: upgrade composer-cmi.'
-            )
-        now = self.objective
-        differing = [
-            f'{key}={state[key]!r}, this run asks for {value!r}'
-            for key, value in now.items()
-            if key in state and state[key] != value
-        ]
-        if differing:
-            raise ValueError(
-                f"The checkpoint's {name} has {'; '.join(differing)}: use the same to resume, or begin anew with "
-                'load_weights_only=True.'
-            )
-        if unknown := [key for key in now if key not in state]:
-            warnings.warn(
-                f"The checkpoint's {name} was saved by an older composer-cmi, which did not note {', '.join(unknown)}: "
-                'see to it that they are the same as then.'
-            )
+        check_objective(type(self).__name__, state, self.objective, 'with load_weights_only=True')
 
 
 class _Release(Callback):
@@ -93,24 +69,3 @@ class _Release(Callback):
 
     def close(self, state: State, logger: Logger) -> None:
         self.release()
-
-
-def require_same_on_all_ranks(name: str, facts: Mapping[str, Any]) -> None:
-    """Compare plain values over the ranks, once; does nothing in a single process.
-
-    Ranks with different objectives would train on, each on its own, and stop at a resume.
-
-    Raises:
-        ValueError: On every rank, with the first value that differs.
-    """
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return
-    gathered: list[Any] = [None] * torch.distributed.get_world_size()
-    all_gather_object(gathered, dict(facts))
-    for key, first in gathered[0].items():
-        for rank, other in enumerate(gathered):
-            if other.get(key) != first:
-                raise ValueError(
-                    f'{name} has another {key} on rank {rank} ({other.get(key)}) than on rank 0 ({first}): give all '
-                    'ranks the same, a live module from the same seed or file.'
-                )

@@ -1,0 +1,264 @@
+"""A `transformers.Trainer` with our terms, whose step is the same however it is cut into microbatches and ranks.
+
+The stock Trainer scales losses by rules that differ between versions and are wrong for classifiers in several of them.
+So this one owns the loss: each microbatch gives *sums* over its rows, which are divided by the rows of the whole step
+over all ranks, and the Trainer is told that nothing is left to scale.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.trainer import Trainer
+
+from composer_cmi.batch import class_labels, class_logits
+from composer_cmi.hf.callback import StepCallback
+from composer_cmi.hf.refusals import read_arguments, refuse_data, refuse_settings
+from composer_cmi.hf.steps import CMISteps, DistillationSteps
+
+__all__ = ['CMITrainer']
+
+_FILE = 'composer_cmi.pt'
+_KEPT = '_rows_kept'  # beside a microbatch: how many of its rows are not repetitions
+_IGNORED = -100
+
+
+class CMITrainer(Trainer):
+    """`transformers.Trainer` for single-label classifiers, with CMI and distillation; without terms an exact Trainer.
+
+    The arguments of the terms, and their defaults, are those of the Composer classes of the same names (see there),
+    without `label_key` and `allow_weak_teacher`. Times are strings: `'0.3dur'`, `'2ep'`, `'100ba'` (optimizer steps).
+
+    Args:
+        *args: As of `Trainer`.
+        cmi_regularization: Arguments of `composer_cmi.CMIRegularization`; `{}` for the defaults.
+        cmi_maximization: Arguments of `composer_cmi.CMIMaximization`, instead.
+        knowledge_distillation: Arguments of `composer_cmi.KnowledgeDistillation`. A cache needs an int64 column
+            `'example_id'` (`id_key`) in the training dataset.
+        **kwargs: As of `Trainer`.
+
+    Raises:
+        ConfigError: For unknown arguments, and for what the step would not be exact with.
+        ValueError: For values out of range, features that cannot be found, a teacher that does not fit.
+
+    Example:
+        .. code-block:: python
+
+            trainer = CMITrainer(model, training_arguments, train_dataset=rows, cmi_regularization={'weight': 0.05})
+    """
+
+    loss_is_scaled_for_ga: ClassVar[bool] = True  # transformers 5; 4 looks at model_accepts_loss_kwargs
+
+    def __init__(
+        self,
+        *args: Any,
+        cmi_regularization: Mapping[str, Any] | None = None,
+        cmi_maximization: Mapping[str, Any] | None = None,
+        knowledge_distillation: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ):
+        cmi, distillation = read_arguments(cmi_regularization, cmi_maximization, knowledge_distillation)
+        self._id_key = distillation.id_key if distillation else 'example_id'
+        self._id_needed = distillation is not None and distillation.cache is not None
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True
+        refuse_settings(self)
+        model: Any = self.model
+        self._cmi = CMISteps(*cmi, model) if cmi else None
+        tokenizer = getattr(self, 'processing_class', None)
+        self._distillation = DistillationSteps(distillation, model, tokenizer) if distillation else None
+        self._checkpoint: str | None = None
+        self._steps_per_epoch = 1
+        # First, so that other callbacks find the step finished.
+        self.callback_handler.callbacks.insert(0, StepCallback(self))
+
+    # --- the loss ---------------------------------------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The microbatches of a step, and `[2]` its rows and its labelled rows over all ranks."""
+        batches = [*itertools.islice(epoch_iterator, num_batches)]
+        if not batches:  # transformers 4 asks an exhausted iterator once more
+            return batches, None
+        counts = torch.zeros(2, dtype=torch.float64, device=device)
+        first = self.state.global_step % self._steps_per_epoch * self.args.gradient_accumulation_steps
+        for index, batch in enumerate(batches, first):
+            labels = class_labels(batch)
+            batch[_KEPT] = kept = self._rows_kept(index, len(labels))
+            counts[0] += kept
+            counts[1] += (labels[:kept] != _IGNORED).sum().to(device)
+        return batches, self.accelerator.reduce(counts, 'sum')
+
+    def _rows_kept(self, index: int, rows: int) -> int:
+        """How many rows of this rank's microbatch `index` of the epoch are not repetitions; those stand at its end.
+
+        accelerate deals microbatch after microbatch of the epoch's order to the ranks in turn, and fills the last round
+        from the start of that order.
+        """
+        ranks, size = self.accelerator.num_processes, self._train_batch_size
+        if ranks == 1:
+            return rows
+        begins = (index * ranks + self.accelerator.process_index) * size
+        return max(0, min(rows, len(self.train_dataset) - begins))  # pyright: ignore
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """In training this microbatch's share of the step's loss; in evaluation its mean cross-entropy."""
+        inputs = dict(inputs)
+        labels, ids = class_labels(inputs), inputs.pop(self._id_key, None)
+        kept = inputs.pop(_KEPT, len(labels))
+        del inputs['labels']
+        taught = None
+        if model.training:
+            if self._cmi:
+                self._cmi.clear()
+            taught = self._distillation.ask(inputs, ids) if self._distillation else None
+        outputs = model(**inputs)
+        logits = class_logits(outputs)
+        with torch.autocast(logits.device.type, enabled=False):
+            if model.training:
+                loss = self._share_of_step(inputs, logits, labels, kept, taught, num_items_in_batch)
+            else:
+                loss = self._cross_entropy(logits, labels) / (labels != _IGNORED).sum()
+        if not return_outputs:
+            return loss
+        whole = outputs if isinstance(outputs, (dict, tuple)) else (outputs,)
+        return loss, whole if isinstance(whole, dict) else (loss, *whole)
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        smoothing = self.args.label_smoothing_factor
+        return F.cross_entropy(
+            logits.float(), labels, ignore_index=_IGNORED, label_smoothing=smoothing, reduction='sum'
+        )
+
+    def _share_of_step(
+        self, inputs: Any, logits: Tensor, labels: Tensor, kept: int, taught: Tensor | None, counts: Tensor
+    ) -> Tensor:
+        rows, labelled = counts.clamp(min=1).unbind()
+        # A microbatch without rows of its own gives 0 with a graph: the other ranks wait for its backward.
+        loss = self._cross_entropy(logits[:kept], labels[:kept])
+        if self._distillation is None:
+            loss = loss / labelled
+        else:
+            alpha = self._distillation.arguments.alpha
+            loss = (1 - alpha) * loss / rows
+            if taught is not None:
+                loss = loss + alpha * self._distillation.loss(logits[:kept], taught[:kept].to(logits.device)) / rows
+        if self._cmi:
+            loss = loss + self._cmi.loss(inputs, logits, labels, kept) / rows
+        # DDP takes the mean over the ranks.
+        return (loss * self.accelerator.num_processes).float()
+
+    # --- evaluation and columns -------------------------------------------------------------------------------------
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """As of `Trainer`; the ids are not for the model."""
+        return super().prediction_step(model, {k: v for k, v in inputs.items() if k != self._id_key}, *args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As of `Trainer`, without drawing random numbers: a run that is evaluated in between is the same run."""
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            return super().evaluation_loop(*args, **kwargs)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if self._id_needed and self._id_key not in self._signature_columns:  # pyright: ignore
+            self._signature_columns = [*self._signature_columns, self._id_key]  # pyright: ignore
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As of `Trainer`, with the terms of the last step; the one place that waits for the device."""
+        terms = [term for term in (self._cmi, self._distillation) if term is not None]
+        if 'loss' in logs:
+            for term in terms:
+                logs.update({name: float(value) for name, value in term.metrics.items()})
+                term.check()
+        super().log(logs, *args, **kwargs)
+
+    # --- a training -------------------------------------------------------------------------------------------------
+
+    def _begin_training(self, loader: Any) -> None:
+        """Before the first step, with everything wrapped and the Trainer's own state restored."""
+        self._steps_per_epoch = -(-len(loader) // self.args.gradient_accumulation_steps)
+        saved = self._saved_terms()
+        refuse_data(self, loader, self._steps_per_epoch)
+        device = self.args.device
+        model: Any = self.model
+        wrapped: Any = self.model_wrapped
+        if self._cmi:
+            self._cmi.begin(model, wrapped, device, saved.get(self._cmi.name))
+            self._cmi.start.settle(
+                self.state.global_step, max_steps=self.state.max_steps, steps_per_epoch=self._steps_per_epoch
+            )
+        if self._distillation:
+            mixed = self.accelerator.mixed_precision
+            self._distillation.begin(
+                loader.dataset,
+                loader.collate_fn,
+                device,
+                'fp32' if mixed == 'no' else f'amp_{mixed}',
+                self.accelerator.autocast,
+                saved.get(self._distillation.name),
+            )
+
+    def _fix_centroids(self) -> None:
+        assert self._cmi is not None
+        loader: Any = self.callback_handler.train_dataloader
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        own = torch.utils.data.DataLoader(
+            loader.dataset,
+            batch_size=self._train_batch_size,
+            sampler=range(rank, len(loader.dataset), ranks),
+            collate_fn=loader.collate_fn,
+            generator=torch.Generator(),
+        )
+        batches = (self._prepare_inputs({k: v for k, v in batch.items() if k != self._id_key}) for batch in own)
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), self.accelerator.autocast():
+            self._cmi.fix(self.model, self.model_wrapped, batches)  # pyright: ignore
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        states = {term.name: term.state_dict() for term in (self._cmi, self._distillation) if term is not None}
+        if states and self.args.should_save:
+            path = Path(output_dir, _FILE)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside = path.with_name(f'{_FILE}.tmp')
+            torch.save(states, aside)
+            os.replace(aside, path)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self._checkpoint = checkpoint
+
+    def _saved_terms(self) -> dict[str, Any]:
+        """The states of the terms in the checkpoint from which this training resumes, by name."""
+        checkpoint, self._checkpoint = self._checkpoint, None
+        if checkpoint is None:
+            return {}
+        path, saved = Path(checkpoint, _FILE), {}
+        if path.is_file():
+            saved = torch.load(path, map_location='cpu', weights_only=True)
+        ours = [term.name for term in (self._cmi, self._distillation) if term is not None]
+        for name in saved.keys() - set(ours):
+            warnings.warn(
+                f'The checkpoint was trained with {name}, which this run does not list: its state is dropped, and '
+                'training goes on with another objective.'
+            )
+        for name in ours:
+            if name not in saved:
+                warnings.warn(
+                    f'{name}: training resumes at step {self.state.global_step} from a checkpoint without its state '
+                    f'({path}); it begins anew, and the run is not a continuation of the saved one.'
+                )
+        return saved
