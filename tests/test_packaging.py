@@ -81,7 +81,17 @@ def modules_of(*rooms: str) -> list[Path]:
 
 
 GROUND = ('__init__.py', 'errors.py', 'registry.py', 'cli.py', 'run/command.py', 'starters/__init__.py')
-CORE = (*GROUND, 'functional.py', 'centroids.py', 'features.py', 'metrics.py', 'teachers')
+CORE = (
+    *GROUND,
+    'batch.py',
+    'class_names.py',
+    'functional.py',
+    'centroids.py',
+    'metrics.py',
+    'features',
+    'teachers',
+    'terms',
+)
 
 
 def test_every_import_is_declared_and_every_dependency_is_imported():
@@ -97,9 +107,10 @@ def test_every_import_is_declared_and_every_dependency_is_imported():
     [
         (CORE, None),
         ((*CORE, 'algorithms'), 'composer'),
+        ((*CORE, 'hf'), 'hf'),
         ((*CORE, 'algorithms', 'data', 'run', 'study', 'starters'), 'run'),
     ],
-    ids=['core', 'composer', 'run'],
+    ids=['core', 'composer', 'hf', 'run'],
 )
 def test_what_an_extra_brings_is_enough_to_import_its_rooms(rooms, extra):
     needed = distribution_names(third_party(modules_of(*rooms), at_the_top=True))
