@@ -23,6 +23,14 @@ def pytest_configure(config: pytest.Config) -> None:
         dist.initialize_dist(get_device('cpu'), timeout=120)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The first test of n ranks waits for all of that n, in one call of the launcher; each has its own limit there.
+    if _RANKS == 1:
+        for item in items:
+            if _wanted_ranks(item) > 1:
+                item.add_marker(pytest.mark.timeout(1500))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Ranks share two cores; more threads only make the timing noisy."""

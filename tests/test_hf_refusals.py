@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -119,3 +121,8 @@ def test_arguments_and_defaults_are_those_of_the_composer_classes():
         whole = defaults(getattr(composer_cmi, name))
         only_there = {'label_key', 'allow_weak_teacher'} & set(whole)
         assert defaults(ours) == {key: value for key, value in whole.items() if key not in only_there}
+
+
+def test_it_needs_no_composer():
+    code = "import sys; sys.modules['composer'] = None; import composer_cmi.hf"
+    subprocess.run([sys.executable, '-c', code], check=True, timeout=200)

@@ -82,8 +82,15 @@ def modules_of(*rooms: str) -> list[Path]:
 
 GROUND = ('__init__.py', 'errors.py', 'registry.py', 'cli.py', 'run/command.py', 'starters/__init__.py')
 CORE = (
-    *(*GROUND, 'batch.py', 'class_names.py', 'functional.py', 'centroids.py', 'features', 'metrics.py'),
-    *('terms', 'teachers'),
+    *GROUND,
+    'batch.py',
+    'class_names.py',
+    'functional.py',
+    'centroids.py',
+    'metrics.py',
+    'features',
+    'teachers',
+    'terms',
 )
 
 
@@ -107,9 +114,10 @@ def test_what_tests_and_benchmarks_import_is_declared():
     [
         (CORE, None),
         ((*CORE, 'algorithms'), 'composer'),
+        ((*CORE, 'hf'), 'hf'),
         ((*CORE, 'algorithms', 'data', 'run', 'study', 'starters'), 'run'),
     ],
-    ids=['core', 'composer', 'run'],
+    ids=['core', 'composer', 'hf', 'run'],
 )
 def test_what_an_extra_brings_is_enough_to_import_its_rooms(rooms, extra):
     needed = distribution_names(third_party(modules_of(*rooms), at_the_top=True))

@@ -83,12 +83,13 @@ class CMITrainer(Trainer):
     # --- the loss ---------------------------------------------------------------------------------------------------
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device | None = None
     ) -> tuple[list[Any], Any]:
         """The microbatches of a step, and `[2]` its rows and its labelled rows over all ranks."""
         batches = [*itertools.islice(epoch_iterator, num_batches)]
         if not batches:  # transformers 4 asks an exhausted iterator once more
             return batches, None
+        device = device or self.args.device
         counts = torch.zeros(2, dtype=torch.float64, device=device)
         first = self.state.global_step % self._steps_per_epoch * self.args.gradient_accumulation_steps
         for index, batch in enumerate(batches, first):
