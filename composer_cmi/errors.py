@@ -1,11 +1,14 @@
-"""What is raised when a user's configuration cannot be run."""
+"""What is raised when a user's configuration cannot be run, and when a disk cannot be written."""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-__all__ = ['ConfigError', 'MissingExtra', 'needs']
+__all__ = ['ConfigError', 'MissingExtra', 'naming', 'needs']
 
 
 class ConfigError(ValueError):
@@ -32,3 +35,22 @@ def needs(extra: str, what: str) -> Iterator[None]:
         raise MissingExtra(
             f"{what} needs the package {package!r}, which is not installed: pip install 'composer-cmi[{extra}]'."
         ) from error
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Put the path into an error of the system that has none: a write to a full disk does not say where.
+
+    Raises:
+        OSError: also for what `safetensors` and `tokenizers` raise, which is none.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        if found := re.search(r'os error (\d+)', str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+        raise

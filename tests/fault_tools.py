@@ -21,6 +21,9 @@ import torch
 from composer_cmi.run.command import run_file
 from run_tools import make_all
 
+SIGNALS = ('SIGKILL', 'SIGTERM', 'SIGINT')
+CODES = {'SIGKILL': (-9,), 'SIGTERM': (143, -15), 'SIGINT': (130, -15)}
+
 # `what` happens once, at the end of a batch: the file `flag` is there until then.
 CODE = """
 import os, signal

@@ -27,15 +27,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from composer_cmi.run.command import run_file, tell
+from composer_cmi.run.command import run_file
 from composer_cmi.run.outputs.results import load_results
-from composer_cmi.study.findings.report import report
-from fault_tools import Lost, cut, file_size, flip, may_mount, mounted, spoken, start_fork, strike
+from fault_tools import CODES, SIGNALS, Lost, cut, file_size, flip, may_mount, mounted, spoken, start_fork, strike
 from run_tools import make_all, make_model, predictions
-from sweep_tools import TWO_ARMS, quiet_sweep, write_study
+from study_faults import struck_report, struck_sweep
 
-SIGNALS = ('SIGKILL', 'SIGTERM', 'SIGINT')
-CODES = {'SIGKILL': (-9,), 'SIGTERM': (143, -15), 'SIGINT': (130, -15)}
 DAMAGED = (
     'checkpoint', 'identity.json', 'digests.json', 'before.json', 'history.csv', 'config.yaml', 'results.json', 'tokens',
     'logits',
@@ -184,48 +181,6 @@ def one_of_two(bench: Bench, rank: int, signum: str, share: float) -> Callable[[
     return case
 
 
-def struck_sweep(signum: str, share: float) -> Callable[[Path], None]:
-    def case(folder: Path) -> None:
-        folder.mkdir(parents=True)
-        path = write_study(folder, {**TWO_ARMS, 'seeds': 1}, seconds=0.3)
-        process, wait = start_fork(lambda: guarded(lambda: quiet_sweep(path, jobs=2)))
-        time.sleep(share)
-        os.kill(process, getattr(signal, signum))
-        code, said = wait()
-        spoken(code, said, (0, *CODES[signum]))
-        summary, _ = quiet_sweep(path, jobs=2)
-        if summary.failed or summary.done + summary.skipped != 4:
-            raise Lost(f'the next sweep: {summary}')
-
-    return case
-
-
-def struck_report(number: int, signum: str) -> Callable[[Path], None]:
-    def case(folder: Path) -> None:
-        folder.mkdir(parents=True)
-        quiet_sweep(write_study(folder, {**TWO_ARMS, 'seeds': 2}), jobs=2)
-        study = folder / 'out' / 'small'
-
-        def work() -> int:
-            strike('replace', number, signum, 'before')
-            return guarded(lambda: report(study))
-
-        code, said = start_fork(work)[1]()
-        spoken(code, said, (0, *CODES[signum]))
-        if not all(file.stat().st_size for file in report(study).values()):
-            raise Lost('an empty file of the report')
-
-    return case
-
-
-def guarded(work: Callable[[], object]) -> int:
-    try:
-        work()
-    except BaseException as error:
-        return tell(error)
-    return 0
-
-
 def cases(bench: Bench) -> dict[str, Callable[[Path], None]]:
     rng = random.Random(17)
     found: dict[str, Callable[[Path], None]] = {}
@@ -234,7 +189,7 @@ def cases(bench: Bench) -> dict[str, Callable[[Path], None]]:
             share = (number + rng.random()) / 6
             found[f'{signum} at {share:.2f} of a run'] = at_a_moment(bench, signum, share)
     # Tokens, logits, lists of digests, each file of the run folder, the export, the results, the picture.
-    for number in range(1, 31):
+    for number in range(1, 27):
         when, signum = ('before', 'after')[number % 2], SIGNALS[number % 3]
         found[f'{signum} {when} rename {number}'] = at_a_call(bench, 'replace', number, signum, when)
     for number in (1, 2, 3):

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
 
-from composer_cmi.data.encoding import _load
+from composer_cmi.data.encoding import _load, _save
 from composer_cmi.data.readers import DataError, read_table
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.config import load_config
@@ -35,34 +34,9 @@ TEXT = 'text,label\n"rain, again",weather\nsnow,weather\nbread,food\n"soup ""hot
 LINES = [json.dumps({'text': f'row {i}', 'label': ('a', 'b')[i % 2]}) for i in range(6)]
 # What has stopped a parser before.
 TOKENS = (
-    b'\0',
-    b'\xff',
-    b'\xef\xbb\xbf',
-    b'"',
-    b"'",
-    b'\n',
-    b'\r',
-    b'\t',
-    b',',
-    b'{',
-    b'[',
-    b': ',
-    b'&a ',
-    b'*a',
-    b'!!int ',
-)
-TOKENS += (
-    b'- ',
-    b'null',
-    b'nan',
-    b'1e999',
-    b'-1',
-    b'9' * 5000,
-    b'\xed\xa0\x80',
-    b'<<: ',
-    b'\x1f\x8b',
-    b'[' * 2000,
-    b'? ',
+    *(b'\0', b'\xff', b'\xef\xbb\xbf', b'"', b"'", b'\n', b'\r', b'\t', b',', b'{', b'[', b': ', b'? ', b'&a ', b'*a'),
+    *(b'!!int ', b'- ', b'<<: ', b'null', b'nan', b'1e999', b'-1', b'9' * 5000, b'[' * 2000),
+    *(b'\xed\xa0\x80', b'\\ud800', b'\x1f\x8b'),
 )
 
 
@@ -94,7 +68,16 @@ def _logit_cache(path: Path) -> None:
 
 def _token_cache(path: Path) -> None:
     lengths = np.array([2, 3, 1], dtype=np.int64)
-    save_file({'input_ids': np.arange(6, dtype=np.int32), 'lengths': lengths}, path)
+    _save(path, {'input_ids': np.arange(6, dtype=np.int32), 'lengths': lengths})
+
+
+class Rebuilt(Exception):
+    """The product makes such a file anew, with a warning."""
+
+
+def _read_tokens(path: Path) -> None:
+    if _load(path) is None:
+        raise Rebuilt
 
 
 def _results(path: Path) -> None:
@@ -123,7 +106,7 @@ FILE_KINDS = {
         FileKind('train.jsonl', _written('\n'.join(LINES)), read_table, (DataError,)),
         FileKind('train.parquet', _parquet, read_table, (DataError,)),
         FileKind('logits.safetensors', _logit_cache, LogitCache.open, (ValueError,)),
-        FileKind('tokens.safetensors', _token_cache, lambda path: _load(path, 3), ()),
+        FileKind('tokens.safetensors', _token_cache, _read_tokens, (Rebuilt,)),
         FileKind('results.json', _results, lambda path: load_results(path.parent), (ConfigError,)),
         FileKind(
             'predictions_dev.csv',

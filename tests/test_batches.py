@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import string
 import warnings
 from collections import Counter
@@ -18,6 +19,7 @@ from composer_cmi.data.batches import Collator, EvalSampler, TrainSampler, eval_
 from composer_cmi.data.encoding import tokenize, tokenizer_fingerprint
 from composer_cmi.data.readers import DataError
 from composer_cmi.data.splits import Split
+from composer_cmi.teachers.logit_cache import CacheKey, LogitCache
 from data_tools import split_of
 
 
@@ -105,6 +107,29 @@ def test_promise_16b_no_flipped_bit_of_a_token_cache_goes_unnoticed(tmp_path, to
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, tokenizer):
     (tmp_path / 'file').write_text('not a folder')
     assert len(tokenize(split_of([0, 1]), tokenizer, max_length=8, cache_dir=tmp_path / 'file' / 'x')) == 2
+
+
+def test_promise_20_a_full_disk_costs_the_token_cache_and_leaves_nothing(tmp_path, tokenizer):
+    cache = tmp_path / 'cache'
+    cache.mkdir()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))
+    try:
+        assert len(tokenize(split_of([0, 1]), tokenizer, max_length=8, cache_dir=cache)) == 2
+        with pytest.raises(OSError, match='File too large') as raised:
+            LogitCache(torch.arange(5), torch.randn(5, 3), key=CacheKey('a', 'b')).save(cache / 'logits')
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert raised.value.filename == str(cache / 'logits') and [*cache.iterdir()] == []
+
+
+def test_promise_16c_tokens_left_half_written_are_swept_up(tmp_path, tokenizer):
+    cache = tmp_path / 'cache'
+    tokenize(split_of([0, 1]), tokenizer, max_length=8, cache_dir=cache)
+    file = next(cache.iterdir())
+    file.rename(cache / f'.{file.name}.1.tmp')
+    tokenize(split_of([0, 1]), tokenizer, max_length=8, cache_dir=cache)
+    assert [*cache.iterdir()] == [file]
 
 
 def test_the_tokenizer_fingerprint_sees_the_vocabulary(tmp_path, tokenizer):

@@ -18,7 +18,7 @@ from composer_cmi.run.command import run_file, tell
 from composer_cmi.run.outputs.history import HistoryLogger, read_history
 from composer_cmi.run.outputs.results import load_results
 from composer_cmi.run.ranks import check_environment
-from fault_tools import in_a_fork, interrupted, make_faulty
+from fault_tools import in_a_fork, interrupted, make_faulty, start_fork
 from run_tools import make_all, predictions
 
 ROOT = Path(__file__).parents[1]
@@ -128,6 +128,11 @@ def test_promise_20_the_unexpected_leaves_its_traceback_in_a_file(tmp_path, monk
         capsys.readouterr().err
     )
     assert '1 / 0' in (tmp_path / 'error.txt').read_text()
+
+
+def test_promise_20b_a_command_that_trains_nothing_speaks_of_no_checkpoint():
+    _, wait = start_fork(lambda: tell(KeyboardInterrupt()))
+    assert wait() == (130, 'composer-cmi: Interrupted: the same command goes on.\n')
 
 
 @pytest.mark.parametrize('number', [errno.ENOSPC, errno.EROFS, errno.EACCES])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -153,10 +152,16 @@ def _load(path: Path) -> dict[str, np.ndarray] | None:
 
 def _save(path: Path, tokens: dict[str, np.ndarray]) -> None:
     # Written aside and renamed: a reader never sees half a file, and two writers leave one whole file.
+    aside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as aside:
-            save_file(tokens, Path(aside) / path.name, {'digest': _digest(path.name, tokens)})
-            os.replace(Path(aside) / path.name, path)
-    except OSError:
+        for left in path.parent.glob(f'.{path.name}.*.tmp'):
+            left.unlink(missing_ok=True)  # of a process that was killed; one at work loses the cache, not its tokens
+        try:
+            save_file(tokens, aside, {'digest': _digest(path.name, tokens)})
+            os.chmod(aside, path.parent.stat().st_mode & 0o666)  # safetensors lets its owner only read it
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+    except (OSError, SafetensorError):
         return  # a cache that cannot be written (read-only, full disk) only costs time

@@ -197,6 +197,8 @@ def _read_jsonl(path: Path) -> Table:
             reason = f'not JSON ({error.msg} at column {error.colno}).'
         except RecursionError:
             reason = 'not JSON (nested too deeply).'
+        except ValueError:  # Python's own limit, against numbers that take minutes to read
+            reason = 'a number of more than 4,300 digits cannot be read.'
         if isinstance(row, dict):
             rows.append(row)
             numbers.append(number)

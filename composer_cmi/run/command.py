@@ -23,9 +23,7 @@ __all__ = ['fail', 'machine_trouble', 'main', 'run_file', 'tell']
 USER_ERROR = 2
 UNEXPECTED = 70
 _REMEDIES = {
-    **dict.fromkeys(
-        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), 'Make room, and the same command goes on from the last checkpoint'
-    ),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), 'Make room, and the same command goes on'),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), 'Choose another folder, or change its permissions'),
     errno.ENAMETOOLONG: 'Choose a shorter run_name',
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), 'A part of this path is a file: choose another path'),
@@ -49,7 +47,7 @@ def run_file(yaml_file: str, overrides: list[str]) -> int:
         folder = config.folder
         run_all(config)
     except BaseException as error:
-        return tell(error, folder)
+        return tell(error, folder, ' before training began')
     return 0
 
 
@@ -70,7 +68,7 @@ def fail(sentence: str, code: int = USER_ERROR) -> int:
     return code
 
 
-def tell(error: BaseException, folder: Path | None = None) -> int:
+def tell(error: BaseException, folder: Path | None = None, far: str = '') -> int:
     """Say in one sentence what ended a command; returns the exit code.
 
     2 is what the user or the machine did, 130 and 143 an interruption, 1 another rank's end, and 70 what nobody
@@ -79,6 +77,7 @@ def tell(error: BaseException, folder: Path | None = None) -> int:
     Args:
         error: What was raised.
         folder: The run folder, where the traceback goes if it exists by then.
+        far: How far a run has got that has not begun to train; empty for a command that trains nothing.
 
     Raises:
         SystemExit: the error itself, where it is one that is no interruption.
@@ -86,11 +85,11 @@ def tell(error: BaseException, folder: Path | None = None) -> int:
     if isinstance(error, ConfigError):
         return fail(str(error))
     if isinstance(error, KeyboardInterrupt):
-        return _interrupted(error, signal.SIGINT)
+        return _interrupted(error, signal.SIGINT, far)
     if isinstance(error, SystemExit):
         # Composer's own handlers of these signals raise it.
         if error.code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-            return _interrupted(error, signal.Signals(int(error.code) - 128))
+            return _interrupted(error, signal.Signals(int(error.code) - 128), far)
         raise error
     if (sentence := machine_trouble(error)) is not None:
         return fail(sentence)
@@ -120,13 +119,13 @@ def _about(number: int, reason: str, path: object) -> str:
     return f'{reason}{where}.' + (f' {remedy}.' if remedy else '')
 
 
-def _interrupted(error: BaseException, signum: signal.Signals) -> int:
+def _interrupted(error: BaseException, signum: signal.Signals, far: str) -> int:
     code = 128 + signum
     signal.signal(signum, signal.SIG_IGN)  # a second one must not cut the line
-    far = f', {notes[0]}' if (notes := _notes(error)) else ' before training began'
+    far = f', {notes[0]}' if (notes := _notes(error)) else far
     word = 'Interrupted' if signum == signal.SIGINT else f'Ended by {signum.name}'
     if os.environ.get('RANK', '0') == '0':
-        fail(f'{word}{far}: the same command goes on from the last checkpoint.')
+        fail(f'{word}{far}: the same command goes on{" from the last checkpoint" if far else ""}.')
     if int(os.environ.get('WORLD_SIZE', '1')) > 1:
         # As the launcher expects it of a rank that it ends: it then shows no log of it.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -23,6 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from composer_cmi.errors import naming
+
 __all__ = [
     'CacheError',
     'CacheKey',
@@ -183,7 +185,8 @@ class LogitCache:
         }
         metadata['digest'] = _digest(metadata, tensors)
         aside = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-        save_file(tensors, str(aside), metadata=metadata)
+        with naming(path):
+            save_file(tensors, str(aside), metadata=metadata)
         # safetensors makes it readable to its owner only; a cache is shared like any other file of the folder.
         os.chmod(aside, path.parent.stat().st_mode & 0o666)
         os.replace(aside, path)

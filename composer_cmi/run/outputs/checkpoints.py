@@ -19,8 +19,8 @@ from composer.core import State
 from composer.loggers import Logger
 from composer.utils import dist
 
-from composer_cmi.errors import ConfigError
-from composer_cmi.run.outputs.files import DIGESTS_FILE, enter_digests, file_digest, is_whole, naming, read_digests
+from composer_cmi.errors import ConfigError, naming
+from composer_cmi.run.outputs.files import DIGESTS_FILE, enter_digests, file_digest, is_whole, read_digests
 
 __all__ = ['CHECKPOINTS', 'CheckedCheckpoints', 'latest_checkpoint', 'loading']
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from composer_cmi.data.splits import Split
-from composer_cmi.errors import ConfigError
+from composer_cmi.errors import ConfigError, naming
 from composer_cmi.run.evaluate import Evaluation
 from composer_cmi.teachers.pretrained import first_sentence
 
@@ -75,15 +75,16 @@ def export_model(
             model.model.load_state_dict(weights)
         plain: Any = model.model.merge_and_unload() if model.using_peft else model.model  # pyright: ignore[reportCallIssue]
         aside = folder.with_name(f'.{folder.name}.{os.getpid()}.tmp')
-        plain.save_pretrained(aside)
-        if model.tokenizer is not None:
-            _save_tokenizer(model.tokenizer, aside, max_length)
-            if sample is not None:
-                try:
-                    _check(aside, sample, tolerance)
-                except ConfigError:
-                    shutil.rmtree(aside)
-                    raise
+        with naming(aside):
+            plain.save_pretrained(aside)
+            if model.tokenizer is not None:
+                _save_tokenizer(model.tokenizer, aside, max_length)
+        if model.tokenizer is not None and sample is not None:
+            try:
+                _check(aside, sample, tolerance)
+            except ConfigError:
+                shutil.rmtree(aside)
+                raise
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(aside, folder)

@@ -13,15 +13,14 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from composer_cmi.errors import ConfigError
+from composer_cmi.errors import ConfigError, naming
 from composer_cmi.run.evaluate import Evaluation
 
 __all__ = [
@@ -29,7 +28,6 @@ __all__ = [
     'enter_digests',
     'file_digest',
     'is_whole',
-    'naming',
     'read_checked',
     'read_digests',
     'read_features',
@@ -46,17 +44,6 @@ __all__ = [
 DIGESTS_FILE = 'digests.json'
 _FEATURE_ROWS = 2000
 _KNOWN_VERSIONS = 8  # digests that are kept of one name
-
-
-@contextmanager
-def naming(path: str | Path) -> Iterator[None]:
-    """Put the path into an OSError that has none: a write to a full disk does not say where."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None and error.filename is None:
-            error.filename = str(path)
-        raise
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

@@ -16,13 +16,12 @@ from typing import Any, TextIO, TypeVar
 
 from composer.utils import dist
 
-from composer_cmi.errors import ConfigError
+from composer_cmi.errors import ConfigError, naming
 from composer_cmi.run.config.schema import RunConfig
 from composer_cmi.run.config.yaml_loader import read_yaml
 from composer_cmi.run.outputs.checkpoints import CHECKPOINTS, latest_checkpoint
 from composer_cmi.run.outputs.files import (
     enter_digests,
-    naming,
     read_checked,
     read_digests,
     sweep_up,

@@ -17,7 +17,8 @@ from composer.core import State
 from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 
-from composer_cmi.run.outputs.files import enter_digests, file_digest, naming, read_checked, write_text
+from composer_cmi.errors import ConfigError, naming
+from composer_cmi.run.outputs.files import enter_digests, file_digest, read_checked, write_text
 
 __all__ = ['HISTORY_FILE', 'HistoryLogger', 'read_history']
 
@@ -78,19 +79,10 @@ class HistoryLogger(LoggerDestination):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._resumed = True
-        self._pending = {int(row.pop('step')): {**row} for row in _parse_cells(state['csv'])}
+        self._pending = {int(row.pop('step')): {**row} for row in _parse_cells(state['csv'].encode())}
         if dist.get_global_rank() != 0 or 'rows' not in state:  # an earlier version held all rows in the checkpoint
             return
-        try:
-            rows = _parse_cells(self.path.read_text(encoding='utf-8'))[: state['rows']]
-        except (OSError, ValueError):
-            rows = []
-        self._rewrite(rows)
-        if self._digest.hexdigest() != state['sha256']:
-            warnings.warn(
-                f'{self.path} has lost or changed rows that the checkpoint knew of: the metrics before this step are '
-                'what is left in it; the training itself is not touched.'
-            )
+        self._rewrite(self._stored(state['rows'], state['sha256']))
 
     def flush(self, *, everything: bool = False) -> None:
         """Append what is complete: all rows but the newest step's, or ``everything``."""
@@ -106,8 +98,7 @@ class HistoryLogger(LoggerDestination):
             self.path.unlink(missing_ok=True)  # of another start, which left no checkpoint
         new = {name for row in ready.values() for name in row if name not in self._columns}
         if new or not self.path.is_file():
-            old = _parse_cells(self.path.read_text(encoding='utf-8')) if self.path.is_file() else []
-            self._rewrite([*old[: self._written], *ready.values()])
+            self._rewrite([*self._stored(self._written, self._digest.hexdigest()), *ready.values()])
         else:
             self._append(list(ready.values()))
         self._pending = {} if held is None else {held: self._pending[held]}
@@ -121,6 +112,18 @@ class HistoryLogger(LoggerDestination):
         self.finish()
         if dist.get_global_rank() == 0 and self.path.is_file():
             enter_digests(self.path.parent, {self.path.name: file_digest(self.path)})
+
+    def _stored(self, rows: int, sha256: str) -> list[dict[str, str]]:
+        try:
+            found = _parse_cells(self.path.read_bytes())[:rows]
+        except (OSError, ValueError):
+            found = []
+        if hashlib.sha256(b''.join(map(_as_bytes, found))).hexdigest() != sha256:
+            warnings.warn(
+                f'{self.path} has lost or changed rows: the metrics before this step are what is left in it; the '
+                'training itself is not touched.'
+            )
+        return found
 
     def _append(self, rows: list[dict[str, str]]) -> None:
         text = io.StringIO()
@@ -148,13 +151,17 @@ class HistoryLogger(LoggerDestination):
 
     def _count(self, rows: Iterable[Mapping[str, str]]) -> None:
         for row in rows:
-            self._digest.update(repr(sorted(row.items())).encode())
+            self._digest.update(_as_bytes(row))
             self._written += 1
 
 
 def _cells(step: int, row: Mapping[str, Any]) -> dict[str, str]:
     values = {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in row.items()}
     return {'step': str(step), **{name: str(value) for name, value in values.items() if str(value)}}
+
+
+def _as_bytes(row: Mapping[str, str]) -> bytes:
+    return repr(sorted(row.items())).encode()
 
 
 def _as_csv(rows: Mapping[int, Mapping[str, Any]]) -> str:
@@ -178,17 +185,26 @@ def read_history(path: str | Path) -> list[dict[str, Any]]:
         ConfigError: if the file of a finished run is damaged.
     """
     remedy = f'delete {Path(path).with_name("results.json")} and run again, which keeps what can be read'
-    return _parse(read_checked(path, remedy).decode('utf-8'))
+    try:
+        rows = _parse_cells(read_checked(path, remedy))
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f'{path} is no history of a run ({error}); {remedy}.') from error
+    found = [{name: _number(cell) for name, cell in row.items()} for row in rows]
+    if not all(isinstance(row.get('step'), float) for row in found):
+        raise ConfigError(f'{path} is no history of a run (a row has no number in the column step); {remedy}.')
+    return found
 
 
-def _parse(text: str) -> list[dict[str, Any]]:
-    return [{name: _number(cell) for name, cell in row.items()} for row in _parse_cells(text)]
-
-
-def _parse_cells(text: str) -> list[dict[str, str]]:
+def _parse_cells(content: bytes) -> list[dict[str, str]]:
     # A last line without its end is what a kill left of a row.
-    whole = text[: text.rfind('\n') + 1]
-    return [{name: cell for name, cell in row.items() if name and cell} for row in csv.DictReader(io.StringIO(whole))]
+    whole = content[: content.rfind(b'\n') + 1].decode('utf-8')
+    try:
+        rows = list(csv.DictReader(io.StringIO(whole, newline='')))
+    except csv.Error as error:  # no ValueError
+        raise ValueError(str(error)) from error
+    return [{name: cell for name, cell in row.items() if name and cell} for row in rows]
 
 
 def _number(cell: str) -> Any:

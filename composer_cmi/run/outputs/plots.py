@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from composer_cmi.functional import log_distribution
 from composer_cmi.run.evaluate import Evaluation
+from composer_cmi.run.outputs.files import write_bytes
 from composer_cmi.text import for_matplotlib
 
 __all__ = ['plot_run', 'project']
@@ -177,6 +177,4 @@ def _draw_clusters(axes: Axes, after: Evaluation, label_names: Sequence[str]) ->
 def _save(figure: Any, path: Path) -> None:
     picture = io.BytesIO()
     figure.savefig(picture, format='png', dpi=110)
-    aside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    aside.write_bytes(picture.getvalue())
-    os.replace(aside, path)
+    write_bytes(path, picture.getvalue())

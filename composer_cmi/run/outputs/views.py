@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from composer_cmi.run.evaluate import Evaluation
-from composer_cmi.run.outputs.files import read_features
+from composer_cmi.run.outputs.files import read_features, sweep_up
 from composer_cmi.run.outputs.history import HISTORY_FILE, read_history
 from composer_cmi.run.outputs.model_card import write_model_card
 from composer_cmi.run.outputs.plots import plot_run
@@ -37,6 +37,7 @@ def add_views(folder: Path, results: RunResults, label_names: Sequence[str], sco
         if path.is_file() or not path.parent.is_dir():
             continue
         try:
+            sweep_up(path.parent)  # of a process that was killed over it
             make()
         except Exception as error:
             reason = ' '.join(str(error).split())[:300]

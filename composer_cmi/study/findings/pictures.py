@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import zipfile
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from composer_cmi.run.outputs.files import write_bytes
 from composer_cmi.study.findings import plots
 from composer_cmi.study.findings.analysis import METRICS, SCORE, Comparison, Study
 from composer_cmi.study.findings.render import Picture
@@ -77,9 +77,5 @@ def _differences(comparisons: Sequence[Comparison]) -> Figure | None:
 def _save(figure: Figure, out: Path, path: str, caption: str) -> Picture:
     picture = io.BytesIO()
     figure.savefig(picture, format='png', dpi=110, metadata={'Software': None})
-    target = out / path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
-    aside.write_bytes(picture.getvalue())
-    os.replace(aside, target)
+    write_bytes(out / path, picture.getvalue())
     return Picture(path, caption, picture.getvalue())

@@ -58,7 +58,8 @@ def read_predictions(path: Path, rows: int | None = None) -> Predictions | None:
         if not labelled:
             return None
         columns = [name for name in labelled[0] if name and name.startswith('logit_')]
-        whole = np.array([[int(row[name]) for name in ('example_id', 'label', 'prediction')] for row in labelled])
+        names = ('example_id', 'label', 'prediction')
+        whole = np.array([[int(row[name]) for name in names] for row in labelled], dtype=np.int64)
         logits = np.array([[float(row[name]) for name in columns] for row in labelled])
     except ConfigError:
         raise
