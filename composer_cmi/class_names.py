@@ -37,6 +37,8 @@ def spelling(value: Any) -> str:
         value = value.item()  # a scalar of NumPy or pandas
     if isinstance(value, str):
         text = value.strip()
+        if any('\ud800' <= letter <= '\udfff' for letter in text):
+            raise ValueError('half of a surrogate pair, which is no Unicode text')
         if text[:1] in ('[', '{', '(') and (listed := _literal(text)) is not None:
             raise ValueError(_not_one_class(listed))
         return text.split('.')[0] if _WHOLE.fullmatch(text) else text

@@ -46,6 +46,7 @@ CHANGES: dict[str, Any] = {
     'word': 'xyzzy',
     'empty': '',
     'NUL': 'a\0b',
+    'half a letter': '\ud800',
     'half time': '1.5ep',
     'negative time': '-1ba',
     'brace': 'a{1}b',

@@ -127,6 +127,11 @@ REFUSED = {
         b'{"text": "b", "label": 1}\n{"text": "\\ud83d", "label": 0}\n',
         'line 2: .*half of a surrogate pair',
     ),
+    'half_surrogate_label.jsonl': (
+        b'{"text": "b", "label": "x"}\n{"text": "c", "label": "\\ud83d"}\n',
+        'line 2: .*half of a surrogate pair',
+    ),
+    'digits.jsonl': (b'{"text": "b", "label": 1}\n{"text": ' + b'9' * 5000 + b', "label": 0}\n', 'line 2: a number of'),
     'not_parquet.parquet': (GOOD, 'not a readable Parquet file'),
     'truncated.parquet': (parquet(text=['a'] * 100, label=[1] * 100)[:-9], 'not a readable Parquet file'),
     'null_text.parquet': (parquet(text=['a', None], label=[1, 0]), "row 2: column 'text' should hold text"),

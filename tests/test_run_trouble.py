@@ -57,7 +57,7 @@ def test_promise_20_divergence_is_named_with_its_step_and_leaves_no_checkpoint_o
     [
         ('train.device=gpu', 'train.device'),
         ('train.device=mps', 'train.device'),
-        (f'run_name={"n" * 300}', 'File name too long'),
+        (f'run_name={"n" * 300}', 'use at most 200'),
         ('output_dir={root}/run.yaml', 'Not a directory'),
         ('output_dir=/proc/nothing', 'No such file or directory'),
     ],

@@ -230,10 +230,11 @@ def _read_parquet(path: Path) -> Table:
 
     try:
         table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
+        # A text that is no UTF-8 is noticed only here.
+        columns = {clean(name) or name: table.column(i).to_pylist() for i, name in enumerate(table.column_names)}
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).split('\n', 1)[0]
         raise DataError(f'{path}: not a readable Parquet file ({reason}).') from None
-    columns = {clean(name) or name: table.column(i).to_pylist() for i, name in enumerate(table.column_names)}
     return Table(str(path), columns, range(1, table.num_rows + 1), 'row')
 
 
