@@ -24,11 +24,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # The first test of n ranks waits for all of that n, in one call of the launcher; each has its own limit there.
-    if _RANKS == 1:
-        for item in items:
-            if _wanted_ranks(item) > 1:
-                item.add_marker(pytest.mark.timeout(1500))
+    """In the parent, the first test of n ranks waits for all of them, which a busy machine may be long about."""
+    for item in items:
+        if _RANKS == 1 and _wanted_ranks(item) > 1:
+            item.add_marker(pytest.mark.timeout(1500))
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +84,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 def _outcomes(session: pytest.Session, ranks: int) -> dict[str, tuple[str, str]]:
     cache = session.__dict__.setdefault('_outcomes_by_ranks', {})
     if ranks not in cache:
+        cache[ranks] = {}  # ended by its time limit, it is not begun again for every further test
         nodeids = [item.nodeid for item in session.items if _wanted_ranks(item) == ranks]
         cache[ranks] = _run_on_ranks(nodeids, ranks, session.config.rootpath)
     return cache[ranks]

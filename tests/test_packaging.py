@@ -181,10 +181,13 @@ print(run_file('demo.yaml', []))
     assert done.returncode == 0, done.stderr
     sentence = "composer_cmi.algorithms needs the package 'composer', which is not installed: pip install 'composer-cmi[composer]'."
     assert done.stdout.splitlines() == [sentence, sentence, '2']
-    assert done.stderr.strip().splitlines() == [
+    # torchmetrics imports the torchvision that is there, which may warn about itself.
+    said = [line for line in done.stderr.splitlines() if line.startswith('composer-cmi:')]
+    assert said == [
         "composer-cmi: A run from a YAML file needs the package 'composer', which is not installed: "
         "pip install 'composer-cmi[run]'."
     ]
+    assert 'Traceback' not in done.stderr
 
 
 @pytest.mark.parametrize('folder', ['yamls', 'studies'])

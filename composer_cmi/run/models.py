@@ -271,10 +271,11 @@ def lora_config(section: Mapping[str, Any]) -> Any:
         ConfigError: for an unknown key or a value that it refuses, or where peft is not installed.
     """
     try:
-        from peft import LoraConfig
+        from peft import LoraConfig, PeftConfig
     except ImportError as error:
         raise ConfigError("peft: LoRA needs the package peft: pip install 'composer-cmi[peft]'.") from error
-    known = sorted(set(inspect.signature(LoraConfig).parameters) - {'peft_type', 'task_type'})
+    # What the file of any adapter holds (its kind, its base model ...) is not a choice for a run.
+    known = sorted(inspect.signature(LoraConfig).parameters.keys() - inspect.signature(PeftConfig).parameters.keys())
     for key in section:
         if key not in known:
             raise ConfigError(
