@@ -55,7 +55,8 @@ def test_the_trainers_example_runs(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert 'cmi/cmi' in printed and 'distillation/agreement' in printed
     accuracies = [float(each) for each in re.findall(r"'eval_accuracy': '?([\d.]+)", printed)]
-    assert len(accuracies) == 2 and min(accuracies) > 0.6  # of three classes
+    # Of three classes; once from the page's own print, and once from the Trainer's where it prints what it logs.
+    assert len(accuracies) >= 2 and min(accuracies) > 0.6
     assert [*(tmp_path / 'logits').glob('*.safetensors')]
     assert (tmp_path / 'student' / 'checkpoint-36' / 'composer_cmi.pt').is_file()
 
