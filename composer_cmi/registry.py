@@ -10,6 +10,7 @@ This module imports nothing but ``catalogue``: what it names, Composer's own inc
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import importlib
@@ -59,7 +60,8 @@ def _register(registry: catalogue.Registry, kind: str, name: str) -> Callable[[T
     def decorator(entry: T) -> T:
         taken = catalogue.REGISTRY.get((*registry.namespace, name))
         if taken is not None and not _same(taken, entry):
-            raise ValueError(f'The {kind} name {name!r} is taken by {_where(taken)}: choose another name.')
+            by = _where(taken) if hasattr(taken, '__qualname__') else f'another {type(taken).__name__}'
+            raise ValueError(f'The {kind} name {name!r} is taken by {by}: choose another name.')
         registry.register(name, func=entry)
         return entry
 
@@ -74,6 +76,8 @@ def _same(a: Any, b: Any) -> bool:
 def _where(entry: Any) -> str:
     if hasattr(entry, '__qualname__'):
         return f'{entry.__module__}.{entry.__qualname__}'
+    if dataclasses.is_dataclass(entry):  # a task, whose functions are new ones when its file is read again
+        return str({field.name: _where(getattr(entry, field.name)) for field in dataclasses.fields(entry)})
     return repr(entry)
 
 

@@ -16,6 +16,7 @@ import toys
 from composer_cmi.algorithms import CMIRegularization
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.command import run_file
+from composer_cmi.run.outputs.files import enter_digests, file_digest
 from composer_cmi.teachers.safe_load import check_checkpoint, read_checkpoint, safe_loading
 from composer_cmi.teachers.teacher import load_teacher
 from run_tools import make_all
@@ -95,7 +96,10 @@ def test_promise_23_a_payload_in_the_checkpoint_of_a_run_is_not_run(tmp_path, ca
     assert run_file(str(path), ['train.max_duration=1ep']) == 0
     folder = tmp_path / 'runs' / 'tiny'
     (folder / 'results.json').unlink()
-    poison((folder / 'checkpoints' / 'latest-rank0.pt').resolve(), made)
+    file = next((folder / 'checkpoints').glob('ep*.pt'))
+    poison(file, made)
+    # Who can write to the folder can write the digest too.
+    enter_digests(folder, {f'checkpoints/{file.name}': file_digest(file)})
     capsys.readouterr()
     assert run_file(str(path), ['train.max_duration=1ep']) == 2
     error = capsys.readouterr().err

@@ -122,7 +122,7 @@ def test_promise_01_epochs_of_a_dataloader_without_length(state):
 @pytest.mark.parametrize('value', ['-1ba', 'nandur', 'infdur', '1.5ep', '3', '10sec', 0.3, None, '10 apples'])
 @pytest.mark.parametrize('name', ['start', 'ramp'])
 def test_promise_01_what_is_no_time_is_refused(name, value):
-    with pytest.raises(ValueError, match=f'{name} must be a time of at least 0') as error:
+    with pytest.raises(ValueError, match=f"{name} must be a .*such as '") as error:
         CMIRegularization(**{name: value})
     assert str(error.value).count('. ') == 0
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from composer_cmi.run.config import ConfigError
-from composer_cmi.run.outputs.folder import open_folder
+from composer_cmi.run.outputs.folder import enter_folder, identity_of, open_folder
 from composer_cmi.run.outputs.submission import submit
 from composer_cmi.study.findings.report import report
 from config_tools import MINIMAL, loaded
@@ -32,11 +32,13 @@ def test_promise_23_keys_of_services_are_masked_and_a_resumed_run_is_the_same(tm
     written = yaml.safe_dump(config.resolved())
     assert not re.findall(r'xoxb|\bk\d', written)
     assert written.count('***') == 6 and 'channel_id: c' in written
-    open_folder(config)
+    identity = identity_of(config, {})
+    open_folder(config, identity)
+    enter_folder(config, identity, of_unknown=None)
     (config.folder / 'checkpoints').mkdir(exist_ok=True)
     (config.folder / 'checkpoints' / 'ep1.pt').touch()
-    open_folder(config)  # refused, if another configuration lay there
-    assert 'xoxb' not in (config.folder / 'config.yaml').read_text()
+    open_folder(config, identity)  # refused, if another configuration lay there
+    assert not [file for file in config.folder.glob('*.*') if 'xoxb' in file.read_text()]
 
 
 def test_promise_23_submit_does_not_run_a_strangers_code(tmp_path, monkeypatch):

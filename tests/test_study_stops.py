@@ -59,9 +59,11 @@ def test_promise_16c_ctrl_c_while_the_fork_server_starts_leaves_no_run_behind(tm
     run = {'task': 'bbc_headlines', 'run_name': 'x', 'model': {'name_or_path': 'x'}, 'code_paths': ['begin.py']}
     (tmp_path / 'run.yaml').write_text(yaml.safe_dump(run))
     job = tuple(Job(str(tmp_path / 'x'), None, ('run.yaml',), 1, str(tmp_path)))
-    code = 'import sys\nfrom composer_cmi.study.execution.processes import Job, LocalBackend\n'
+    code = 'import sys, time\nfrom composer_cmi.study.execution.processes import Job, LocalBackend\n'
     code += 'backend = LocalBackend()\nprint("ready", flush=True)\ntry:\n'
-    code += f'    backend.submit(Job(*{job!r}))\nexcept BaseException as error:\n    backend.stop()\n'
+    code += (
+        f'    backend.submit(Job(*{job!r}))\n    time.sleep(60)\nexcept BaseException as error:\n    backend.stop()\n'
+    )
     code += '    sys.exit(130 if isinstance(error, KeyboardInterrupt) else error.code)\n'
     process = subprocess.Popen(
         [sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
