@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import pkgutil
 import re
 from pathlib import Path
 
@@ -137,6 +138,14 @@ def test_the_reference_page_has_every_key_once():
     page = hooks.schema_tables('run')
     keys = re.findall(r'^\| `(\w+)`', page, re.MULTILINE)
     assert sorted(keys) == sorted(key for _, section in sections(run_json_schema()) for key in section['properties'])
+
+
+def test_the_python_reference_names_what_is_there():
+    page = (ROOT / 'docs' / 'reference' / 'python.md').read_text(encoding='utf-8')
+    names = re.findall(r'^::: ([\w.]+)', page, re.MULTILINE)
+    assert names
+    for name in names:
+        assert pkgutil.resolve_name(name)
 
 
 def sentences() -> list[str]:
