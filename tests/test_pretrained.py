@@ -55,7 +55,7 @@ FOREIGN = {
     ),
     'another prefix': (lambda f: edit_weights(f, lambda key: f'net.{key}'), r'37 of the 41 tensors'),
     'one tensor less': (lambda f: edit_weights(f, lambda k: k if 'layer.1.output.dense.w' not in k else ''), '1 of'),
-    'another architecture': (lambda f: edit_config(f, model_type='distilbert'), 'is corrupted'),
+    'another architecture': (lambda f: edit_config(f, model_type='distilbert'), 'is corrupted|of DistilBert'),
     'another, much alike': (lambda f: edit_config(f, model_type='electra'), r'of ElectraForSequenceClass'),
 }
 
