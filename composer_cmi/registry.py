@@ -76,6 +76,8 @@ def _same(a: Any, b: Any) -> bool:
 def _where(entry: Any) -> str:
     if hasattr(entry, '__qualname__'):
         return f'{entry.__module__}.{entry.__qualname__}'
+    if isinstance(entry, functools.partial):
+        return f'{_where(entry.func)}({[*map(_where, entry.args)]}, {entry.keywords})'
     if dataclasses.is_dataclass(entry):  # a task, whose functions are new ones when its file is read again
         return str({field.name: _where(getattr(entry, field.name)) for field in dataclasses.fields(entry)})
     return repr(entry)

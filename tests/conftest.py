@@ -19,6 +19,7 @@ _REPORTS = os.environ.get('COMPOSER_CMI_TEST_REPORTS')  # set for the ranks only
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)  # before fixtures of modules, which may train too: sums over two threads differ in bits
     if _RANKS > 1:
         dist.initialize_dist(get_device('cpu'), timeout=120)
 

@@ -271,6 +271,8 @@ def table() -> str:
 def test_promise_11_the_page_says_what_was_found():
     if len(FOUND) < len(FAMILIES):
         pytest.skip('needs all the tests above to have run and passed')
+    if transformers.__version__.startswith('5.'):
+        pytest.skip('the page is of the pinned stack; transformers 5 gives Qwen2 a padding token of its own')
     if os.environ.get('WRITE_FAMILIES'):
         DOCS.write_text(table())
     assert table() == DOCS.read_text()

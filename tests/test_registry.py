@@ -100,3 +100,20 @@ def test_entries_of_other_packages_are_found_by_entry_point(tmp_path, monkeypatc
 
     assert 'other_task' in registry.known_tasks()
     assert registry.get_task('other_task') is other_package.task
+
+
+def test_a_file_of_tasks_that_is_read_twice_registers_equal_tasks(tmp_path):
+    """From two folders, as a starting file and its copy are; with functions and partial ones in them."""
+    code = (
+        'from functools import partial\nfrom composer_cmi.data.tasks import Task\n'
+        'from composer_cmi.registry import register_task\n'
+        'def rows(name): return {}\n'
+        "register_task('test_twice')(Task('test_twice', '', ('text',), ('a', 'b'), load=partial(rows, VALUE)))\n"
+    )
+    for folder, value in (('one', '"x"'), ('two', '"x"')):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / 'twice.py').write_text(code.replace('VALUE', value))
+        registry.import_user_code([tmp_path / folder / 'twice.py'])
+    (tmp_path / 'twice.py').write_text(code.replace('VALUE', '"y"'))
+    with pytest.raises(ValueError, match='taken by another Task'):
+        registry.import_user_code([tmp_path / 'twice.py'])
