@@ -90,7 +90,8 @@ faults: $(STAMP)
 # Branch coverage of everything outside data/, run/, study/ and the command line, by one process: what ranks cover is not counted.
 CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,functional centroids metrics feature_architectures feature_modules \
   feature_hooks loss cmi_training cmi_term cmi_trouble registry cli teacher logit_cache distillation_loss \
-  distillation_checks distillation_exactness distillation_resume resume partners))
+  distillation_checks distillation_exactness distillation_resume resume \
+  composer_requirements partners))
 coverage: $(STAMP)
 	$(BIN)/python -m pytest -q -m 'not slow and not world_size' --cov --cov-report=term-missing --cov-fail-under=95 \
 	  $(CORE_TESTS)

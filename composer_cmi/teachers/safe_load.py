@@ -26,7 +26,6 @@ __all__ = ['check_checkpoint', 'read_checkpoint', 'safe_loading']
 
 _FORCE, _FORCE_NOT = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 
-
 _BROKEN = '{} is no Composer checkpoint, or a broken one: restore it from a copy, or delete it.'
 _FOREIGN = (
     '{} holds {}, which is no part of a checkpoint: loading it could run foreign code, so nothing was loaded; take the '
@@ -115,17 +114,10 @@ def _explained(path: str | Path, read: Any) -> Any:
     except pickle.UnpicklingError as error:
         name = _named(error)
         if name is not None:
-            raise ConfigError(
-                f'{path} holds {name}, which is no part of a checkpoint: loading it could run foreign code, so nothing '
-                'was loaded; take the file from where you trust it, or delete it.'
-            ) from error
-        raise ConfigError(
-            f'{path} is no Composer checkpoint, or a broken one: restore it from a copy, or delete it.'
-        ) from error
+            raise ConfigError(_FOREIGN.format(path, name)) from error
+        raise ConfigError(_BROKEN.format(path)) from error
     except Exception as error:  # whatever a cut or altered file makes the reader stumble over
-        raise ConfigError(
-            f'{path} is no Composer checkpoint, or a broken one: restore it from a copy, or delete it.'
-        ) from error
+        raise ConfigError(_BROKEN.format(path)) from error
 
 
 def _named(error: Exception) -> str | None:
