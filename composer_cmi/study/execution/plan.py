@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,18 +125,35 @@ def _cell(
 
 
 def _resolve(value: Any, study: StudyConfig, setting: str, seed: int, needs: list[str]) -> Any:
-    """`arm:NAME` stands for the folder of that arm's run of the same setting and seed."""
+    """`arm:NAME` stands for the folder of that arm's run of the same setting and seed, `arm:NAME@4` for four of them.
+
+    The four are those of the next four seeds, the first following the last: a student is never compared with a run
+    that its teacher holds, and of eight seeds two students share no more than three members.
+    """
     if isinstance(value, Mapping):
         return {key: _resolve(inner, study, setting, seed, needs) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_resolve(inner, study, setting, seed, needs) for inner in value]
+        resolved = [_resolve(inner, study, setting, seed, needs) for inner in value]
+        return [each for one in resolved for each in (one if isinstance(one, list) else [one])]
     if isinstance(value, str) and value.startswith('arm:'):
-        name = value.removeprefix('arm:')
+        name, at, count = value.removeprefix('arm:').partition('@')
         if name.split(',')[0] not in study.arms:
             raise ConfigError(f'{value!r} names no arm of the study (arms: {", ".join(study.arms)}).')
-        needs.append(f'{study.folder}/runs/{setting}/{name}/seed{seed}')
-        return needs[-1]
+        seeds = _next_seeds(study.seeds, seed, value, count) if at else [seed]
+        found = [f'{study.folder}/runs/{setting}/{name}/seed{each}' for each in seeds]
+        needs += found
+        return found if at else found[0]
     return value
+
+
+def _next_seeds(seeds: Sequence[int], seed: int, value: str, count: str) -> list[int]:
+    if not (count.isascii() and count.isdigit() and 1 <= int(count[:9]) < len(seeds)):
+        raise ConfigError(
+            f'{value!r}: behind @ stands how many other seeds are averaged, from 1 to {len(seeds) - 1} of the '
+            f'{len(seeds)} that the study has.'
+        )
+    place = seeds.index(seed) if seed in seeds else 0
+    return [seeds[(place + each) % len(seeds)] for each in range(1, int(count) + 1)]
 
 
 def is_plain_ce(config: RunConfig) -> bool:
