@@ -10,10 +10,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from composer_cmi.pages import Picture
 from composer_cmi.run.outputs.files import write_bytes
 from composer_cmi.study.findings import plots
 from composer_cmi.study.findings.analysis import METRICS, SCORE, Comparison, Study
-from composer_cmi.study.findings.render import Picture
 from composer_cmi.study.findings.runs import IN_NATS
 
 __all__ = ['draw_pictures']

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from composer_cmi.errors import ConfigError
+from composer_cmi.pages import Block, Heading, Lines, Paragraph, to_html, to_markdown
 from composer_cmi.run.outputs.files import write_json, write_text
 from composer_cmi.study.findings.analysis import METRICS, SCORE, Comparison, Study, compare, load_runs
 from composer_cmi.study.findings.pictures import draw_pictures
 from composer_cmi.study.findings.predictions import SCALED_NLL
-from composer_cmi.study.findings.render import Block, Heading, Lines, Paragraph, to_html, to_markdown
 from composer_cmi.study.findings.runs import IN_NATS
 from composer_cmi.study.findings.tables import (
     difference_rows,

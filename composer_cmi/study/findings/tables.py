@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from composer_cmi.pages import Block, Paragraph, Rows
 from composer_cmi.study.findings import statistics
 from composer_cmi.study.findings.analysis import Comparison, Study, Table
-from composer_cmi.study.findings.render import Block, Paragraph, Rows
 from composer_cmi.study.findings.runs import IN_NATS, LOWER_IS_BETTER
 
 __all__ = [
