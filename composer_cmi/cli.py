@@ -152,6 +152,40 @@ def check_command(
     raise typer.Exit(2 if found.faults else 0)
 
 
+@app.command('try')
+def try_command(
+    data: Annotated[str, typer.Argument(help='A file or folder of your own labelled text')],
+    model: Annotated[str, typer.Option(help='What is fine-tuned: a hub name, a folder, a run')] = 'embedded:minilm',
+    minutes: Annotated[float, typer.Option(help='How long it may take; decides how much is compared')] = 60.0,
+    unlabelled: Annotated[str | None, typer.Option(help='A file of text without labels')] = None,
+    teacher: Annotated[str | None, typer.Option(help='A classifier of these classes to distil from, besides')] = None,
+    text_column: Annotated[list[str] | None, typer.Option(help='A column of text (twice for pairs)')] = None,
+    label_column: Annotated[str | None, typer.Option(help='The column of labels')] = None,
+    out: Annotated[str | None, typer.Option(help='Where everything goes; runs/try_NAME by default')] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help='Trainings at a time; by default one a core')] = None,
+    plan: Annotated[bool, typer.Option('--plan', help='Measure, print the plan, and stop')] = False,
+    train: Annotated[bool, typer.Option('--train', help='Train the recommended recipe at the end')] = False,
+) -> None:
+    """From labelled text to a decision: which recipe helps on these data, by how much, and its YAML file."""
+    with _one_sentence():
+        with needs('run', 'A trial'):
+            from composer_cmi.study.trial.trial import try_data
+        trial = try_data(
+            data,
+            out,
+            model=model,
+            minutes=minutes,
+            unlabelled=unlabelled,
+            teacher=teacher,
+            text_columns=text_column,
+            label_column=label_column,
+            jobs=jobs,
+            plan_only=plan,
+        )
+    if train and trial is not None and trial.recipe is not None:
+        raise typer.Exit(run_file(str(trial.recipe), []))
+
+
 @app.command('schema')
 def schema_command(kind: Annotated[str, typer.Argument(help='run or study')] = 'run') -> None:
     """Print the JSON schema of a run's or a study's YAML file, for editors."""

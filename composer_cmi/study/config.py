@@ -114,8 +114,8 @@ class StudyConfig(_Section):
     """In points; the report says how many seeds would see it."""
     threads: int = Field(1, ge=1, le=1024)
     """CPU threads of a run. It is fixed, so that the results do not depend on `--jobs`."""
-    keep_models: bool = False
-    """Keep checkpoints and exported models of finished runs (gigabytes)."""
+    keep_models: bool | list[str] = False
+    """Keep checkpoints and exported models of finished runs (gigabytes), or the exported models of these arms."""
 
     @property
     def folder(self) -> Path:
@@ -151,6 +151,9 @@ class StudyConfig(_Section):
                 if key in _FIXED:
                     raise ValueError(f'{where} sets {key!r}, which the study fixes so that the arms stay paired')
         _check_tuning(self)
+        for name in self.keep_models if isinstance(self.keep_models, list) else ():
+            if name not in self.arms:
+                raise ValueError(f'keep_models: there is no arm {name!r} (arms: {", ".join(self.arms)})')
         for pair in self.comparisons or ():
             for name in pair:
                 if name.split(',')[0] not in self.arms:

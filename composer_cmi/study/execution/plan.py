@@ -194,8 +194,13 @@ def check_cells(study: StudyConfig, cells: Iterable[Cell], may_differ: Collectio
                 finished_results(config)
             except ConfigError as error:
                 others.setdefault(f'{cell.setting}/{cell.arm}', str(error))
+        if cell.candidate is not None and cell.needs:
+            raise ConfigError(
+                f'The arm {cell.arm} cannot be tuned: it needs the run of another arm, which comes after tuning. Give '
+                'it fixed values, or tuned_as.'
+            )
         for needed in cell.needs:
-            if cell.candidate is None and needed not in by_folder:
+            if needed not in by_folder:
                 raise ConfigError(f'The arm {cell.arm} needs the run {needed}, which is not part of the study.')
         plain[cell.arm] = plain.get(cell.arm, True) and is_plain_ce(config)
         first = same.setdefault(_essence(study, cell, config), cell)

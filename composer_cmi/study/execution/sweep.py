@@ -216,8 +216,8 @@ def run_cells(
                 else:
                     done += 1
                     progress.finished(cell, outcome)
-            if not study.keep_models:
-                _tidy(cells)
+            if study.keep_models is not True:
+                _tidy(cells, study.keep_models or ())
             if waiting or running:
                 time.sleep(_POLL)
     return Summary(skipped, done, failed)
@@ -231,12 +231,13 @@ def _next(waiting: Sequence[Cell], not_before: Mapping[str, float]) -> Cell | No
     return None
 
 
-def _tidy(cells: Sequence[Cell]) -> None:
+def _tidy(cells: Sequence[Cell], keep: Collection[str]) -> None:
     """Remove the weights of finished runs once nobody needs them: a study would fill the disk with models."""
     needed = {folder for cell in cells if not is_finished(cell.folder) for folder in cell.needs}
     for cell in cells:
         if cell.folder not in needed and is_finished(cell.folder):
-            for name in ('checkpoints', 'model'):
+            of_kept = cell.candidate is None and cell.arm.split(',')[0] in keep
+            for name in ('checkpoints',) if of_kept else ('checkpoints', 'model'):
                 if (Path(cell.folder) / name).exists():
                     shutil.rmtree(Path(cell.folder) / name, ignore_errors=True)
 
