@@ -193,3 +193,44 @@ def test_texts_that_recur_in_the_reported_rows_are_left_out_of_the_choice(tmp_pa
         lines = [f'{i},{line.split(",", 1)[1]}' for i, line in zip(ids, predictions[1:], strict=True)]
         (folder / 'predictions_dev.csv').write_text('\n'.join([predictions[0], *lines]) + '\n')
     assert choose(study, tuning, repeats)[0] == {('some', 'ce_tuned'): {'optimizer.lr': 2e-3}}
+
+
+def averaging(count: str = '@2', seeds: int = 4) -> dict:
+    section = {'teacher': f'arm:ce{count}', 'allow_weak_teacher': True}
+    return {**TWO_ARMS, 'seeds': seeds, 'arms': {'average': {'algorithms.knowledge_distillation': section}}}
+
+
+def test_an_average_is_of_the_next_seeds_and_never_of_its_own(tmp_path):
+    study = load_study(write_study(tmp_path, averaging()))
+    cells = plan_reported(study, {})
+    check_cells(study, cells)
+    for cell in (cell for cell in cells if cell.arm == 'average'):
+        place = f'{study.folder}/runs/{cell.setting}/ce/seed'
+        members = [f'{place}{(cell.seed + step) % 4}' for step in (1, 2)]
+        assert cell.needs == tuple(members)
+        config = load_config(study.base, cell.overrides)
+        assert config.algorithms['knowledge_distillation']['teacher'] == members
+
+
+@pytest.mark.parametrize('count', ['@', '@0', '@4', '@99', '@-1', '@two', '@1.5', '@' + '9' * 30])
+def test_an_average_of_seeds_that_are_not_there_is_refused(tmp_path, count):
+    with pytest.raises(ConfigError, match='how many other seeds are averaged, from 1 to 3 of the 4'):
+        plan_reported(load_study(write_study(tmp_path, averaging(count))), {})
+
+
+def test_an_arm_that_needs_another_one_cannot_be_tuned(tmp_path):
+    arms = {
+        'ce_tuned': {'tune': {'optimizer.lr': [1e-3, 3e-3]}},
+        'student': {'set': {'model.name_or_path': 'arm:ce'}, 'tune': {'optimizer.lr': [1e-3, 3e-3]}},
+    }
+    study = load_study(write_study(tmp_path, {**TWO_ARMS, 'arms': arms}))
+    with pytest.raises(ConfigError, match='The arm student cannot be tuned: it needs the run of another arm'):
+        check_cells(study, plan_tuning(study))
+
+
+def test_models_that_are_kept_are_of_arms_that_are_there(tmp_path):
+    with pytest.raises(ConfigError, match="keep_models: there is no arm 'mincmy'"):
+        load_study(write_study(tmp_path, {**TWO_ARMS, 'keep_models': ['mincmy']}))
+    quiet_sweep(write_study(tmp_path, {**TWO_ARMS, 'keep_models': ['mincmi'], 'seeds': 1}))
+    kept = {path.parent.parent.name for path in (tmp_path / 'out').rglob('model')}
+    assert kept == {'mincmi'}
