@@ -19,11 +19,12 @@ from composer_cmi.data.encoding import EncodedSplit, tokenizer_fingerprint
 from composer_cmi.data.splits import Split
 from composer_cmi.data.task_data import TaskData, concatenate, tokenize
 from composer_cmi.run.outputs.results import load_results
+from composer_cmi.teachers.by_text import of_rows
 from composer_cmi.teachers.compatibility import check_numbers, label_order
 from composer_cmi.teachers.forward import inputs_fingerprint, run_teacher
 from composer_cmi.teachers.logit_cache import CacheKey, LogitCache, open_or_build
 from composer_cmi.teachers.pretrained import check_fit
-from composer_cmi.teachers.teacher import Teacher, load_teacher
+from composer_cmi.teachers.teacher import Teacher
 
 __all__ = ['prepare_distillation']
 
@@ -63,9 +64,11 @@ def prepare_distillation(
         ValueError: The teacher does not fit the task, or is not better than naming the commonest class always.
         FileNotFoundError: There is no such teacher.
     """
-    if algorithm.teacher is None:
-        return  # a finished cache file, whose teacher is not here to be checked
-    teacher = load_teacher(algorithm.teacher, assume_same_labels=algorithm.assume_same_labels)
+    teacher = algorithm.load_teacher()
+    if teacher is None:
+        if isinstance(algorithm.cache, LogitCache) and algorithm.cache.by_text:
+            _take_answers(algorithm, algorithm.cache, data)
+        return  # of another finished cache file the teacher is not here to be checked
     algorithm.teacher = teacher
     check_numbers(teacher.num_labels, len(data.label_names))
     order = label_order(
@@ -122,30 +125,48 @@ def _run(
     return LogitCache(ids, logits, key=key, label_names=teacher.label_names)
 
 
+def _take_answers(algorithm: KnowledgeDistillation, cache: LogitCache, data: TaskData) -> None:
+    """Find the answers to this run's texts, and check them on the rows with labels."""
+    rows = concatenate(data.train, data.unlabelled)
+    check_numbers(cache.num_labels, len(data.label_names))
+    table = of_rows(cache, torch.from_numpy(rows.example_ids), zip(*rows.texts, strict=True))
+    algorithm.cache = table
+    same = algorithm.assume_same_labels
+    order = label_order(table.label_names, data.label_names, assume_same_labels=same, names=('logit cache', 'task'))
+    labels = torch.from_numpy(data.train.labels)
+    logits = table.reordered(order).lookup(torch.from_numpy(data.train.example_ids))
+    counts = data.counts['train']
+    majority = max(counts[name] for name in data.label_names) / len(data.train)
+    facts = {'fingerprint': cache.key.teacher, 'cached': True}
+    _tell_accuracy(algorithm, cache.key.teacher, 'train', _accuracy(logits, labels), majority, facts)
+
+
 def _check_accuracy(
     algorithm: KnowledgeDistillation, teacher: Teacher, data: TaskData, order: list[int] | None, logits_of: Any
 ) -> None:
     name, split = next(iter(data.eval_splits.items()))
     labels = torch.from_numpy(split.labels)
     logits = logits_of(split).reordered(order).lookup(torch.from_numpy(split.example_ids))
-    accuracy, majority = _accuracy(logits, labels), data.majority[name]
     stats = cmi_f.class_statistics(cmi_f.log_distribution(logits), labels, logits.shape[1])
-    algorithm.teacher_facts = {
-        'source': teacher.source,
+    facts = {
         'fingerprint': teacher.fingerprint,
-        'split': name,
-        'accuracy': accuracy,
-        'majority': majority,
         'cmi_logits': float(cmi_f.conditional_mutual_information(stats)),
         'relative_cmi_logits': float(cmi_f.relative_cmi(stats)),
         'cached': algorithm.cache is not None,
         **_run_facts(teacher),
     }
+    _tell_accuracy(algorithm, teacher.source, name, _accuracy(logits, labels), data.majority[name], facts)
+
+
+def _tell_accuracy(
+    algorithm: KnowledgeDistillation, source: str, split: str, accuracy: float, majority: float, facts: dict[str, Any]
+) -> None:
+    algorithm.teacher_facts = {'source': source, 'split': split, 'accuracy': accuracy, 'majority': majority, **facts}
     if dist.get_global_rank() == 0:
-        print(f'Teacher {teacher.source}: accuracy {accuracy:.4f} on {name} (majority {majority:.4f}).')
+        print(f'Teacher {source}: accuracy {accuracy:.4f} on {split} (majority {majority:.4f}).')
     if accuracy <= majority and not algorithm.allow_weak_teacher:
         raise ValueError(
-            f'The teacher {teacher.source} has accuracy {accuracy:.4f} on {name}, no better than always naming the '
+            f'The teacher {source} has accuracy {accuracy:.4f} on {split}, no better than always naming the '
             f'commonest class ({majority:.4f}): train it first, or pass allow_weak_teacher=True.'
         )
 

@@ -83,12 +83,21 @@ class LogitCache:
         logits: `[R, C]` float32, in the order of `example_ids`.
         key: What the logits depend on.
         label_names: The class names in the order of the columns; None where the teacher has none.
+        by_text: The ids are hashes of texts (`composer_cmi.teachers.by_text`): the table is of no dataset yet.
 
     Raises:
         ValueError: Shapes do not fit, an id comes twice, or a logit is not finite.
     """
 
-    def __init__(self, example_ids: Tensor, logits: Tensor, *, key: CacheKey, label_names: Sequence[str] | None = None):
+    def __init__(
+        self,
+        example_ids: Tensor,
+        logits: Tensor,
+        *,
+        key: CacheKey,
+        label_names: Sequence[str] | None = None,
+        by_text: bool = False,
+    ):
         if example_ids.ndim != 1 or logits.ndim != 2 or len(example_ids) != len(logits) or not len(logits):
             raise ValueError(
                 f'A logit cache needs ids [R] and logits [R, C] of at least one example, got {list(example_ids.shape)} '
@@ -102,7 +111,7 @@ class LogitCache:
         finite = torch.isfinite(logits).all(-1)
         if not bool(finite.all()):
             raise ValueError(f"The teacher's logits of example id {int(example_ids[~finite][0])} are not finite.")
-        self.example_ids, self.logits, self.key = example_ids, logits, key
+        self.example_ids, self.logits, self.key, self.by_text = example_ids, logits, key, by_text
         self.label_names = None if label_names is None else tuple(label_names)
         self._missing = torch.zeros((), dtype=torch.int64)
 
@@ -162,7 +171,8 @@ class LogitCache:
         if order is None:
             return self
         names = None if self.label_names is None else [self.label_names[i] for i in order]
-        return LogitCache(self.example_ids, self.logits[:, list(order)], key=self.key, label_names=names)
+        logits = self.logits[:, list(order)]
+        return LogitCache(self.example_ids, logits, key=self.key, label_names=names, by_text=self.by_text)
 
     def to(self, device: torch.device | str) -> LogitCache:
         """Move the table to a device (all of GLUE's training logits are 9 MB)."""
@@ -182,6 +192,7 @@ class LogitCache:
             'schema_version': str(_SCHEMA_VERSION),
             'key': json.dumps(asdict(self.key), sort_keys=True),
             'label_names': json.dumps(self.label_names),
+            **({'ids': 'text'} if self.by_text else {}),
         }
         metadata['digest'] = _digest(metadata, tensors)
         aside = path.with_name(f'{path.name}.{os.getpid()}.tmp')
@@ -226,9 +237,8 @@ class LogitCache:
         if key is not None and stored != key:
             differing = [name for name, value in asdict(key).items() if asdict(stored)[name] != value]
             raise CacheError(f'{path} was built for another {" and ".join(differing)}: name another file or a folder.')
-        return cls(
-            tensors['example_ids'], tensors['logits'], key=stored, label_names=json.loads(metadata['label_names'])
-        )
+        names, by_text = json.loads(metadata['label_names']), metadata.get('ids') == 'text'
+        return cls(tensors['example_ids'], tensors['logits'], key=stored, label_names=names, by_text=by_text)
 
 
 def open_or_build(folder: str | Path, key: CacheKey, build: Callable[[], LogitCache]) -> LogitCache:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
+from composer_cmi.teachers.average import Average
 from composer_cmi.teachers.compatibility import check_numbers, label_names_of, label_order, num_labels_of
 from composer_cmi.teachers.forward import inputs_fingerprint, run_teacher
 from composer_cmi.teachers.logit_cache import CacheError, CacheKey, LogitCache, open_or_build
@@ -36,6 +37,8 @@ class DistillationArguments:
     _: KW_ONLY
     assume_same_labels: bool = False
     id_key: str = 'example_id'
+    teacher_weights: Sequence[float] | None = None
+    average: Average = 'logits'
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -48,6 +51,27 @@ class DistillationArguments:
         if self.teacher is None and not isinstance(self.cache, LogitCache):
             raise ValueError('Distillation needs a teacher: set `teacher`, or `cache` to a finished cache file.')
         self.alpha, self.temperature = float(self.alpha), float(self.temperature)
+        weights, several = self.teacher_weights, isinstance(self.teacher, (list, tuple))
+        if (weights is not None or self.average != 'logits') and not several:
+            raise ValueError('teacher_weights and average are for several teachers: `teacher` must be a list of them.')
+        if self.average not in get_args(Average):
+            raise ValueError(f"average must be 'logits' or 'probabilities', got {self.average!r}.")
+        count = len(self.teacher) if isinstance(self.teacher, (list, tuple)) else 1
+        if weights is not None and (len(weights) != count or not all(0 < weight < math.inf for weight in weights)):
+            raise ValueError(
+                f'teacher_weights must be {count} positive numbers, one for each teacher, got {list(weights)}.'
+            )
+
+    def load_teacher(self) -> Teacher | None:
+        """The teacher that was asked for, averaged as was asked; None where a finished cache stands for it."""
+        if self.teacher is None:
+            return None
+        return load_teacher(
+            self.teacher,
+            assume_same_labels=self.assume_same_labels,
+            weights=self.teacher_weights,
+            average=self.average,
+        )
 
 
 @dataclass(frozen=True)
@@ -79,7 +103,7 @@ def match_teacher(arguments: DistillationArguments, student: nn.Module, tokenize
     spec, cache = arguments.teacher, arguments.cache
     for one in spec if isinstance(spec, (list, tuple)) else [spec]:
         _refuse_shared_weights(one, student)
-    teacher = None if spec is None else load_teacher(spec, assume_same_labels=arguments.assume_same_labels)
+    teacher = arguments.load_teacher()
     source: Any = teacher if teacher is not None else cache
     check_numbers(source.num_labels, num_labels_of(student))
     order = None
@@ -136,6 +160,11 @@ def stored_logits(
             return LogitCache(ids, logits, key=key, label_names=teacher.label_names)
 
         table = open_or_build(table, key, build)
+    if table.by_text:
+        raise CacheError(
+            'The logit cache knows rows by their text, of which a dataset of tokens tells nothing: give the table of '
+            'its rows, composer_cmi.teachers.by_text.of_rows(cache, example_ids, texts).'
+        )
     if (ids := _known_ids(rows, arguments.id_key)) is not None:
         table.require(ids)
     return table.reordered(found.order).to(device)

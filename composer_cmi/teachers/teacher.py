@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from composer_cmi.batch import class_logits
+from composer_cmi.teachers.average import Average, average_logits, shares_of
 from composer_cmi.teachers.compatibility import check_same_vocabulary, label_names_of, label_order, num_labels_of
 from composer_cmi.teachers.loading import load_classifier
 from composer_cmi.teachers.pretrained import accepted_inputs, fit_padding, fit_tokenizer
@@ -64,12 +66,14 @@ class Member:
         tokenizer: The Hugging Face tokenizer that it was trained with, or None.
         source: Where it comes from, for messages.
         num_labels: Number of classes, where the module itself does not say.
+        weight: Its part in the average, against the other members' weights.
     """
 
     module: nn.Module
     tokenizer: Any = None
     source: str = 'a live module'
     num_labels: int | None = None
+    weight: float = 1.0
 
     @property
     def classes(self) -> int | None:
@@ -85,24 +89,31 @@ class Member:
 
 
 class Teacher:
-    """One or several frozen classifiers; the logits of several are averaged.
+    """One or several frozen classifiers, averaged by their weights.
 
-    The average is one of *logits* (the normalised geometric mean of the distributions), not of probabilities: it
-    commutes with the temperature, so that one stored table `[N, C]` serves every temperature. Each member's classes
-    are brought into the first one's order by name.
+    The average is one of *logits* (the normalised geometric mean of the distributions) unless told otherwise: it
+    commutes with the temperature. That of *probabilities* (the mixture: no class that one member believes in is lost)
+    is taken at temperature 1, and its logarithm stands for logits; so one stored table `[N, C]` serves every
+    temperature in both. Each member's classes are brought into the first one's order by name.
 
     Args:
         members: The models; they are frozen in place (`requires_grad_(False)`).
         assume_same_labels: Take members without class names to have the same order.
+        average: Of what.
 
     Raises:
-        ValueError: No member, or members of different classes, or a member that is no classifier.
+        ValueError: No member, or members of different classes, or a member that is no classifier, or a weight that is
+            not positive.
     """
 
-    def __init__(self, members: Sequence[Member], *, assume_same_labels: bool = False):
+    def __init__(self, members: Sequence[Member], *, assume_same_labels: bool = False, average: Average = 'logits'):
         if not members:
             raise ValueError('At least one teacher is needed, the list is empty.')
         self.members = tuple(members)
+        self.average: Average = average
+        if not all(0 < member.weight < math.inf for member in members):
+            raise ValueError(f'Weights of teachers must be positive, got {[member.weight for member in members]}.')
+        self._shares = shares_of([member.weight for member in members])
         for member in self.members:
             _check_classifier(member)
             member.module.requires_grad_(False).eval()
@@ -134,9 +145,13 @@ class Teacher:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of weights and class names; that of a single model is `weights_fingerprint` of it."""
+        """A hash of weights, class names and the average; that of a single model is `weights_fingerprint` of it."""
         hashes = [weights_fingerprint(member.module) for member in self.members]
-        return hashes[0] if len(hashes) == 1 else hashlib.sha256(''.join(hashes).encode()).hexdigest()
+        if len(hashes) == 1:
+            return hashes[0]
+        if len({*self._shares}) > 1 or self.average != 'logits':
+            hashes.append(json.dumps([self.average, self._shares]))
+        return hashlib.sha256(''.join(hashes).encode()).hexdigest()
 
     def to(self, device: torch.device | str) -> Teacher:
         """Move the weights to a device; their dtype stays."""
@@ -159,7 +174,7 @@ class Teacher:
             batch: A mapping with `input_ids` (labels are not looked at) or a tuple `(x, y)`. It is moved to where the
                 weights are, and floating inputs to their dtype.
         """
-        total = None
+        parts: list[Tensor] = []
         for i, member in enumerate(self.members):
             # At every call, not once: a caller that holds the module may have put it back into train mode.
             member.module.eval()
@@ -168,15 +183,20 @@ class Teacher:
                 # Copied to the device once: a list as an index would be copied, and waited for, in every step.
                 self._orders[i] = order = order.to(logits.device)
                 logits = logits.index_select(1, order)
-            total = logits if total is None else total + logits
-        assert total is not None
-        return total if len(self.members) == 1 else total / len(self.members)
+            parts.append(logits)
+        return average_logits(parts, self._shares, self.average)
 
 
 TeacherSpec: TypeAlias = 'str | Path | nn.Module | Teacher | Sequence[str | Path | nn.Module]'
 
 
-def load_teacher(spec: TeacherSpec, *, assume_same_labels: bool = False) -> Teacher:
+def load_teacher(
+    spec: TeacherSpec,
+    *,
+    assume_same_labels: bool = False,
+    weights: Sequence[float] | None = None,
+    average: Average = 'logits',
+) -> Teacher:
     """Make a `Teacher` of whatever holds trained weights; several are averaged (see `Teacher`).
 
     Loading draws no random numbers from the global generators: a run with a teacher keeps the data order and the
@@ -186,6 +206,8 @@ def load_teacher(spec: TeacherSpec, *, assume_same_labels: bool = False) -> Teac
         spec: A Hugging Face folder or hub name, a finished run folder of ours, a Composer checkpoint file, a live
             module (plain, Hugging Face or Composer), a `Teacher` (returned as it is), or a list of these.
         assume_same_labels: Take several teachers without class names to have the same order.
+        weights: One for each of several teachers; equal without.
+        average: Of several teachers' logits or of their probabilities.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
@@ -194,7 +216,9 @@ def load_teacher(spec: TeacherSpec, *, assume_same_labels: bool = False) -> Teac
     if isinstance(spec, Teacher):
         return spec
     specs = [spec] if isinstance(spec, (str, Path, nn.Module)) else list(spec)
-    return Teacher([_load_member(one) for one in specs], assume_same_labels=assume_same_labels)
+    parts = [1.0] * len(specs) if weights is None else weights
+    members = [replace(_load_member(one), weight=weight) for one, weight in zip(specs, parts, strict=True)]
+    return Teacher(members, assume_same_labels=assume_same_labels, average=average)
 
 
 def _load_member(spec: str | Path | nn.Module) -> Member:
