@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 from composer.core import Event, State
@@ -23,9 +24,10 @@ class UpdatedInAfterLoss(CMIRegularization):
             self.class_centroids.commit()
 
 
-def distillation(alpha: float = 0.7) -> KnowledgeDistillation:
+def distillation(alpha: float = 0.7, **options: Any) -> KnowledgeDistillation:
     """A fixed random teacher."""
-    return KnowledgeDistillation(toys.mlp(seed=5).module, alpha=alpha, temperature=2.0, assume_same_labels=True)
+    teacher = toys.mlp(seed=5).module
+    return KnowledgeDistillation(teacher, alpha=alpha, temperature=2.0, assume_same_labels=True, **options)
 
 
 CASES = {
@@ -40,6 +42,7 @@ CASES = {
     'max features': lambda: [CMIMaximization(3.0, space='features', start='1ba')],
     'max fixed': lambda: [CMIMaximization(centroids='fixed', start='0ba')],
     'distillation': lambda: [distillation()],
+    'distillation, standardized': lambda: [distillation(loss='standardized')],
     'distillation, cmi': lambda: [distillation(), CASES['paper']()[0]],
     'cmi, distillation': lambda: [CASES['paper']()[0], distillation()],
     'mistake': lambda: [UpdatedInAfterLoss(3.0, form='plain', start='0ba')],

@@ -15,15 +15,16 @@ from typing import Any
 import torch
 from composer.core import Event, State, get_precision_context
 from composer.loggers import Logger
+from composer.utils import dist
 from torch import Tensor
 
 from composer_cmi.algorithms.distillation_batch import check_partners, labelled_share
 from composer_cmi.algorithms.loss import distillation_loss, get_total, replace_total
 from composer_cmi.algorithms.plugin import PluginAlgorithm
 from composer_cmi.batch import class_logits
-from composer_cmi.functional import distillation_divergence
 from composer_cmi.registry import register_algorithm
 from composer_cmi.teachers.logit_cache import LogitCache
+from composer_cmi.teachers.losses import LOSSES
 from composer_cmi.teachers.matching import DistillationArguments, example_ids, match_teacher, stored_logits
 from composer_cmi.teachers.teacher import Teacher
 from composer_cmi.terms.objective import require_same_on_all_ranks
@@ -54,6 +55,9 @@ class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
         assume_same_labels: Classes are compared by name and moved into the student's order. Where one side has no names
             (`LABEL_0`), this word says that the order is the same.
         teacher_weights: One for each teacher of a list, such as `[2, 1]`; equal without.
+        loss: What is between teacher and student, times `tau^2`: `'kl'`; `'standardized'`, the KL of logits that each
+            row standardises (arXiv 2403.01427); `'dist'`, correlations within rows and classes (arXiv 2205.10536),
+            which depends on how a batch is cut into microbatches and ranks, and says so.
         average: What is averaged of a list: `'logits'`, which commutes with the temperature, or `'probabilities'`, at
             temperature 1.
         allow_weak_teacher: Accept a teacher that is no better than the commonest class (a run of ours checks that).
@@ -83,7 +87,7 @@ class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
         self._order: list[int] | None = None  # of the teacher's classes, in the student's
         self._columns: Tensor | None = None  # the same on the device
         self._table: LogitCache | None = None
-        self._applied = False
+        self._applied = self._told = False
         self.release()
 
     def release(self) -> None:
@@ -91,6 +95,7 @@ class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
         self._teacher_logits: Tensor | None = None
         self._labelled_share: Tensor | None = None
         self._logged = False
+        self._passes = 0
         self._sums: Tensor | None = None  # of the divergence, of agreeing rows, of rows: since the batch began
 
     def __repr__(self) -> str:
@@ -99,7 +104,7 @@ class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
     @property
     def objective(self) -> dict[str, Any]:
         """Beside the teacher; `cache` may change (the same logits), and so may the keys and the two permissions."""
-        return {'alpha': self.alpha, 'temperature': self.temperature}
+        return {'alpha': self.alpha, 'temperature': self.temperature, 'loss': self.loss}
 
     handlers = {
         Event.INIT: '_compare',
@@ -153,6 +158,7 @@ class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
     def _begin_pass(self, state: State, logger: Logger) -> None:
         # Once per closure: a batch that is replayed after an out-of-memory error is not counted twice.
         self._sums = None
+        self._passes = 0
 
     def _ask_teacher(self, state: State, logger: Logger) -> None:
         """BEFORE_FORWARD: labels are hard yet, and the student's activations do not take up memory yet."""
@@ -190,7 +196,14 @@ class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
                 'must be [rows, classes] of the same classes.'
             )
         teacher = teacher.to(student.device)
-        divergence = distillation_divergence(student, teacher, self.temperature)
+        self._passes += 1
+        if self.loss == 'dist' and not self._told and (self._passes > 1 or dist.get_world_size() > 1):
+            self._told = True
+            warnings.warn(
+                "KnowledgeDistillation(loss='dist') compares the rows of one forward pass on one rank with each other: "
+                'the result depends on the microbatch size and the number of ranks.'
+            )
+        divergence = LOSSES[self.loss](student, teacher, self.temperature)
         with torch.no_grad():
             agreeing = (student.argmax(-1) == teacher.argmax(-1)).float().sum()
             sums = torch.stack([divergence.float().sum(), agreeing, torch.full_like(agreeing, len(student))])

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from composer_cmi.batch import class_labels, class_logits
 from composer_cmi.centroids import ClassCentroids
 from composer_cmi.features import FeatureReader
-from composer_cmi.functional import distillation_divergence, log_distribution
+from composer_cmi.functional import log_distribution
 from composer_cmi.hf.start import Start
 from composer_cmi.teachers.compatibility import num_labels_of
 from composer_cmi.teachers.logit_cache import LogitCache
+from composer_cmi.teachers.losses import LOSSES
 from composer_cmi.teachers.matching import DistillationArguments, example_ids, match_teacher, stored_logits
 from composer_cmi.terms.arguments import RegularizationArguments
 from composer_cmi.terms.cmi import Term
@@ -197,7 +198,7 @@ class DistillationSteps:
     @property
     def objective(self) -> dict[str, Any]:
         """What decides the loss."""
-        facts = {'alpha': self.arguments.alpha, 'temperature': self.arguments.temperature}
+        facts = {name: getattr(self.arguments, name) for name in ('alpha', 'temperature', 'loss')}
         return {**facts, 'teacher': self._found.fingerprint}
 
     def begin(
@@ -238,7 +239,7 @@ class DistillationSteps:
                 f"The teacher's logits have shape {list(taught.shape)}, the student's {list(logits.shape)}: both must "
                 'be [rows, classes] of the same classes.'
             )
-        total = distillation_divergence(logits, taught, self.arguments.temperature).sum()
+        total = LOSSES[self.arguments.loss](logits, taught, self.arguments.temperature).sum()
         with torch.no_grad():
             agreeing = (logits.argmax(-1) == taught.argmax(-1)).float().sum()
             sums = torch.stack([total.float(), agreeing, torch.full_like(agreeing, len(logits))])

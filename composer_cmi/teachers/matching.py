@@ -15,10 +15,19 @@ from composer_cmi.teachers.average import Average
 from composer_cmi.teachers.compatibility import check_numbers, label_names_of, label_order, num_labels_of
 from composer_cmi.teachers.forward import inputs_fingerprint, run_teacher
 from composer_cmi.teachers.logit_cache import CacheError, CacheKey, LogitCache, open_or_build
+from composer_cmi.teachers.losses import LOSSES, DistillationLoss
 from composer_cmi.teachers.teacher import Teacher, TeacherSpec, load_teacher
 from composer_cmi.terms.ranges import Share, Temperature
 
-__all__ = ['DistillationArguments', 'Match', 'example_ids', 'match_teacher', 'stored_logits']
+__all__ = [
+    'LOSSES',
+    'DistillationArguments',
+    'DistillationLoss',
+    'Match',
+    'example_ids',
+    'match_teacher',
+    'stored_logits',
+]
 
 
 @dataclass(repr=False, eq=False)
@@ -39,6 +48,7 @@ class DistillationArguments:
     id_key: str = 'example_id'
     teacher_weights: Sequence[float] | None = None
     average: Average = 'logits'
+    loss: DistillationLoss = 'kl'
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -51,6 +61,10 @@ class DistillationArguments:
         if self.teacher is None and not isinstance(self.cache, LogitCache):
             raise ValueError('Distillation needs a teacher: set `teacher`, or `cache` to a finished cache file.')
         self.alpha, self.temperature = float(self.alpha), float(self.temperature)
+        if self.loss not in LOSSES:
+            raise ValueError(f'loss must be one of {", ".join(LOSSES)}, got {self.loss!r}.')
+        if isinstance(self.teacher, (list, tuple)) and not self.teacher:
+            raise ValueError('teacher is an empty list: name at least one.')
         weights, several = self.teacher_weights, isinstance(self.teacher, (list, tuple))
         if (weights is not None or self.average != 'logits') and not several:
             raise ValueError('teacher_weights and average are for several teachers: `teacher` must be a list of them.')
