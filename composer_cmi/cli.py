@@ -83,9 +83,9 @@ def run_command(
 
 @app.command('list')
 def list_command(
-    kind: Annotated[str, typer.Argument(help='tasks, algorithms, models, loggers or all')] = 'all',
+    kind: Annotated[str, typer.Argument(help='tasks, algorithms, models, loggers, callbacks or all')] = 'all',
 ) -> None:
-    """List the tasks, algorithms, models and loggers that a YAML file can name."""
+    """List the tasks, algorithms, models, loggers and callbacks that a YAML file can name."""
     with _one_sentence():
         for line in _lines(kind):
             print(line)
@@ -97,6 +97,7 @@ def _lines(kind: str) -> Iterator[str]:
         'algorithms': lambda: (registry.known_algorithms(), registry.get_algorithm),
         'models': lambda: (registry.known_models(), registry.get_model),
         'loggers': _loggers,
+        'callbacks': _callbacks,
     }
     if kind not in (*kinds, 'all'):
         known = ', '.join(kinds)
@@ -118,6 +119,12 @@ def _loggers() -> tuple[list[str], Callable[[str], Any]]:
     from composer_cmi.run.loggers import get_logger, known_loggers
 
     return known_loggers(), get_logger
+
+
+def _callbacks() -> tuple[list[str], Callable[[str], Any]]:
+    from composer_cmi.run.parts.by_name import get_callback, known_callbacks
+
+    return known_callbacks(), get_callback
 
 
 def _summary(get: Callable[[str], Any], name: str) -> str:

@@ -28,7 +28,8 @@ from composer_cmi.arguments import argument_types
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.config import RunConfig, load_config
 from composer_cmi.run.loggers import get_logger, known_loggers
-from composer_cmi.run.setup import build_algorithms
+from composer_cmi.run.parts.by_name import OPTIMIZERS, SCHEDULERS, get_callback, has_warmup, known_callbacks
+from composer_cmi.run.setup import build_algorithms, build_callbacks
 from composer_cmi.study.config import Arm, Setting, StudyConfig, load_study
 from file_fuzz import FILE_KINDS, fuzz_file
 
@@ -60,6 +61,8 @@ SLOWEST = 5.0
 REQUIRED = {
     **{'clipping_type': 'norm', 'clipping_threshold': 1.0, 'teacher': 'runs/t', 'max_sequence_length': 64},
     'target_layer_name': 'ResNetBottleneck',
+    **{'monitor': 'nll', 'threshold': 0.5},
+    **{'step_size': '10ba', 'milestones': ['10ba'], 't_0': '10ba', 'power': 2.0, 'gamma': 0.5},
 }
 
 
@@ -94,13 +97,14 @@ def changed(base: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
 
 
 def run_cases() -> Iterator[Case]:
-    """The run's schema, and the arguments of what `algorithms` and `loggers` may name."""
+    """The run's schema, and the arguments of what it may name: algorithms, loggers, callbacks, optimizers, schedulers."""
     base = {'task': 'custom', 'run_name': 'x', 'model': {'name_or_path': 'm'}}
     for key in schema_keys(RunConfig):
         yield from cases(base, key, read_run)
     for section, known, get in (
         ('algorithms', registry.known_algorithms(), registry.get_algorithm),
         ('loggers', known_loggers(), get_logger),
+        ('callbacks', known_callbacks(), get_callback),
     ):
         for name in known:
             types = [key for key in argument_types(get(name)) if not key.endswith('kwargs')]  # neptune takes any
@@ -108,6 +112,14 @@ def run_cases() -> Iterator[Case]:
             for argument in types:
                 own = {**base, section: {name: required}}
                 yield from cases(own, f'{section}.{name}.{argument}', read_run)
+    for section, known in (('optimizer', OPTIMIZERS), ('scheduler', SCHEDULERS)):
+        for name, entry in known.items():
+            types = [key for key in argument_types(entry) if key not in ('params', 'lr', 't_warmup')]
+            required = {key: REQUIRED[key] for key in types if key in REQUIRED}
+            warmup = {} if section == 'optimizer' or has_warmup(name) else {'warmup': '0ba'}
+            for argument in types:
+                own = {**base, section: {'name': name, 'arguments': required, **warmup}}
+                yield from cases(own, f'{section}.arguments.{argument}', read_run)
 
 
 def study_cases() -> Iterator[Case]:
@@ -129,6 +141,7 @@ def read_run(path: Path) -> Any:
     """Up to where data would be read."""
     config = load_config(path)
     build_algorithms(config.algorithms)
+    build_callbacks(config.callbacks)
     return config
 
 

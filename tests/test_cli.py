@@ -15,6 +15,7 @@ from composer_cmi import registry
 from composer_cmi.cli import app
 from composer_cmi.run.config import DataConfig, load_config
 from composer_cmi.run.loggers import known_loggers
+from composer_cmi.run.parts.by_name import known_callbacks
 from composer_cmi.starters import STARTERS
 from composer_cmi.study.config import load_study
 
@@ -25,7 +26,8 @@ def test_the_list_has_one_line_an_entry_and_says_why_stsb_is_refused():
     result = CliRunner().invoke(app, ['list'])
     assert result.exit_code == 0, result.exception
     entries = [line.strip().split('  ', 1) for line in result.stdout.splitlines() if line.startswith('  ')]
-    known = [registry.known_tasks(), registry.known_algorithms(), registry.known_models(), known_loggers()]
+    known = [registry.known_tasks(), registry.known_algorithms(), registry.known_models()]
+    known += [known_loggers(), known_callbacks()]
     assert [name for name, _ in entries] == [name for kind in known for name in kind]
     summaries = {name: summary.strip() for name, summary in entries}
     assert all(summaries.values())
@@ -37,7 +39,7 @@ def test_the_list_has_one_line_an_entry_and_says_why_stsb_is_refused():
     assert summaries['cutmix'].startswith('CutMix trains the network on non-overlapping combinations of pairs of')
 
 
-@pytest.mark.parametrize('kind', ['tasks', 'algorithms', 'models', 'loggers'])
+@pytest.mark.parametrize('kind', ['tasks', 'algorithms', 'models', 'loggers', 'callbacks'])
 def test_one_list_alone(kind):
     result = CliRunner().invoke(app, ['list', kind])
     assert result.exit_code == 0

@@ -8,7 +8,8 @@ from torch.nn.functional import cross_entropy
 
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.config.schema import ModelConfig
-from composer_cmi.run.models import build_composer_model, build_model
+from composer_cmi.run.models import build_model
+from composer_cmi.run.parts.classifier import build_composer_model
 from run_tools import SENTENCES, make_model
 
 

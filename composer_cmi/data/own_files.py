@@ -10,7 +10,15 @@ from typing import Any
 
 from composer_cmi.class_names import class_name, same_looking
 from composer_cmi.data.labels import infer_label_names, respelled, to_split
-from composer_cmi.data.readers import SUFFIXES, DataError, Table, in_one_go, read_datasets_folder, read_table
+from composer_cmi.data.readers import (
+    SUFFIXES,
+    DataError,
+    Table,
+    in_one_go,
+    read_datasets_folder,
+    read_hub,
+    read_table,
+)
 from composer_cmi.data.splits import Split
 from composer_cmi.data.tasks import Task
 
@@ -25,7 +33,7 @@ def read_own_files(task: Task, config: Any) -> tuple[Task, dict[str, Split], lis
 
     Args:
         task: The task `custom`.
-        config: The run's `data:` section: `path`, and optionally `text_columns` (default: text, sentence,
+        config: The run's `data:` section: `path` or `hub`, and optionally `text_columns` (default: text, sentence,
             sentence1 and sentence2, or premise and hypothesis, whichever are there), `label_column` (default:
             label), `labels` (class names in order; default: those in train, sorted), `metrics`.
 
@@ -36,10 +44,18 @@ def read_own_files(task: Task, config: Any) -> tuple[Task, dict[str, Split], lis
         DataError: The data are not right; all faults of all files, each with file, line and reason.
         FileNotFoundError: There is no such file or folder, or no train file.
     """
-    if not config.path:
-        raise DataError('Task custom needs data.path: a file, a folder with a train file, or a `datasets` folder.')
+    hub = getattr(config, 'hub', None)
+    if bool(hub) == bool(config.path):
+        raise DataError(
+            'Task custom needs data.path (a file, a folder with a train file, or a `datasets` folder) or data.hub (a '
+            f'data set of the Hub by name), {"not both" if hub else "and has neither"}.'
+        )
     given = _given_names(getattr(config, 'labels', None))
-    tables = _tables(Path(config.path))
+    if hub:
+        found = read_hub(hub, getattr(config, 'hub_config', None), getattr(config, 'hub_revision', None))
+        tables = _by_split(found, f'data.hub: {hub!r}', ', '.join(found))
+    else:
+        tables = _tables(Path(config.path))
     train = tables['train']
     label = getattr(config, 'label_column', None) or 'label'
     train.column(label, 'data.label_column')
@@ -119,9 +135,15 @@ def _tables(path: Path) -> dict[str, Table]:
         raise FileNotFoundError(
             f'data.path: {str(path)!r} has no train file ({", ".join(SUFFIXES)}, also .gz); it holds {listing(path)}.'
         )
+    return _by_split(found, str(path), listing(path))
+
+
+def _by_split(found: dict[str, Table], source: str, held: str) -> dict[str, Table]:
+    if 'train' not in found:
+        raise DataError(f'{source} has no split train; it holds {held}.')
     devs = [stem for stem in _DEV_STEMS if stem in found]
     if len(devs) > 1:
-        raise DataError(f'{path}: both {devs[0]} and {devs[1]} are there; keep one as the evaluation split.')
+        raise DataError(f'{source}: both {devs[0]} and {devs[1]} are there; keep one as the evaluation split.')
     renamed = {'train': 'train', **dict.fromkeys(devs, 'dev'), 'test': 'test'}
     return {name: found[stem] for stem, name in renamed.items() if stem in found}
 

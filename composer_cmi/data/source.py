@@ -57,7 +57,7 @@ def read_source(task: Task, config: Any, wanted: Sequence[str]) -> Source:
     """
     if task.name == 'custom':
         return Source(*read_own_files(task, config))
-    for key in ('text_columns', 'label_column', 'labels', 'metrics'):
+    for key in ('text_columns', 'label_column', 'labels', 'metrics', 'hub'):
         if getattr(config, key, None):
             raise DataError(f'data.{key} is for task: custom; task {task.name} brings its own.')
     if task.load is not None:

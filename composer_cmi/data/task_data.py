@@ -72,6 +72,7 @@ class TaskData:
         fingerprint: A hash of all of the above.
         counts: Rows per class name for each split; unlabelled rows under ''.
         notes: What a user should be told, a sentence each.
+        calibration: Labelled rows that were taken out of training, to fit a temperature on; or None.
     """
 
     task: Task
@@ -81,6 +82,7 @@ class TaskData:
     fingerprint: str
     counts: dict[str, dict[str, int]]
     notes: list[str] = field(default_factory=list)
+    calibration: Split | None = None
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -126,18 +128,19 @@ def constant_score(metric: str, counts: Sequence[int]) -> float:
     return max(2 * share / (1 + share) for share in shares) / len(shares)
 
 
-def load_task_data(task: Task | str, config: Any) -> TaskData:
+def load_task_data(task: Task | str, config: Any, *, calibrate: float | None = None) -> TaskData:
     """Read a task's data and cut it as the run's `data:` section says.
 
     In this order: own data without a dev file keep a fifth aside as 'dev'; `validation_fraction` of train becomes
     'held_out', in place of the evaluation splits; `class_imbalance`; `train_rows`; `labelled_rows` (the others
-    become unlabelled); the `unlabelled` file; `label_noise`; `eval_rows`. Only `data.seed` plays a part, so that
-    runs with different seeds see the same rows, and a smaller training set is part of every larger one. The
-    evaluation splits do not depend on any seed.
+    become unlabelled); the `unlabelled` file; `label_noise`; the share to `calibrate` on; `eval_rows`. Only
+    `data.seed` plays a part, so that runs with different seeds see the same rows, and a smaller training set is part
+    of every larger one. The evaluation splits do not depend on any seed.
 
     Args:
         task: A task or its name.
         config: Any object with the fields of `DataConfig`; what it lacks counts as not set.
+        calibrate: Take this share of the training rows out, by a hash of their text: none stands on both sides.
 
     Raises:
         DataError: The data cannot be had or used; one sentence with file, line and reason.
@@ -150,22 +153,25 @@ def load_task_data(task: Task | str, config: Any) -> TaskData:
     found, notes, seed = source.task, list(source.notes), getattr(config, 'seed', 0)
     train, evals = _evaluation(source, fraction, seed, notes)
     next_id = int(source.splits['train'].example_ids.max()) + 1
-    train, unlabelled = _training(found, train, config, seed, next_id, notes)
+    train, unlabelled, calibration = _training(found, train, config, calibrate, next_id, notes)
     if rows := getattr(config, 'eval_rows', None):
         evals = {name: take(split, stratified_order(split.labels, seed)[:rows]) for name, split in evals.items()}
     notes += overlap(train, evals)
-    unlabelled = _without_evaluation_rows(unlabelled, evals, notes)
+    measured = evals if calibration is None else {**evals, 'calibration': calibration}
+    unlabelled = _without_evaluation_rows(unlabelled, measured, notes)
     if found.caveat:
         notes.append(found.caveat)
-    splits = {'train': train, **({'unlabelled': unlabelled} if unlabelled else {}), **evals}
+    aside = {name: rows for name, rows in (('unlabelled', unlabelled), ('calibration', calibration)) if rows}
+    splits = {'train': train, **aside, **evals}
     return TaskData(
         found,
         train,
         unlabelled,
         evals,
-        fingerprint(found.name, found.label_names, train, unlabelled, *evals.values()),
+        fingerprint(found.name, found.label_names, train, unlabelled, *measured.values()),
         {name: class_counts(split, found.label_names) for name, split in splits.items()},
         notes,
+        calibration,
     )
 
 
@@ -208,8 +214,9 @@ def _divide(split: Split, share: float, salt: str) -> tuple[Split, Split]:
 
 
 def _training(
-    task: Task, train: Split, config: Any, seed: int, next_id: int, notes: list[str]
-) -> tuple[Split, Split | None]:
+    task: Task, train: Split, config: Any, calibrate: float | None, next_id: int, notes: list[str]
+) -> tuple[Split, Split | None, Split | None]:
+    seed = getattr(config, 'seed', 0)
     if ratio := getattr(config, 'class_imbalance', None):
         whole, train = len(train), imbalance(train, ratio, task.num_classes, seed)
         notes.append(f'{len(train):,} of {whole:,} training rows are kept (data.class_imbalance).')
@@ -231,13 +238,17 @@ def _training(
     if noise := getattr(config, 'label_noise', 0.0):
         chosen = add_label_noise(chosen, noise, task.num_classes, seed)
         notes.append(f'{noise:.0%} of the training labels were replaced by wrong ones (data.label_noise).')
+    calibration = None
+    if calibrate:
+        chosen, calibration = _divide(chosen, calibrate, f'calibrate {seed}')
+        notes.append(f'{len(calibration):,} training rows are kept out of training, to fit a temperature (calibrate).')
     present = len(np.unique(chosen.labels))
     if present < 2:
         raise DataError(f'The {len(chosen)} training rows are all of one class; two are wanted: give more rows.')
     if present < task.num_classes:
         absent = [name for c, name in enumerate(task.label_names) if c not in chosen.labels]
         notes.append(f'No training row has the class {", ".join(absent[:10])}.')
-    return chosen, unlabelled
+    return chosen, unlabelled, calibration
 
 
 def overlap(train: Split, evals: Mapping[str, Split]) -> list[str]:

@@ -58,10 +58,10 @@ def run_all(config: RunConfig) -> dict[str, RunResults]:
 
 def _load_all(arms: Mapping[str, RunConfig]) -> dict[str, TaskData]:
     # Arms of one data section share what is read.
-    read: dict[tuple[str, str], TaskData] = {}
+    read: dict[tuple[Any, ...], TaskData] = {}
     found = {}
     for name, arm in arms.items():
-        key = (arm.task, arm.data.model_dump_json())
+        key = (arm.task, arm.data.model_dump_json(), arm.calibrate)
         if key not in read:
             read[key] = load_data(arm)
         found[name] = read[key]
@@ -114,12 +114,22 @@ def _rows(results: Mapping[str, RunResults]) -> list[tuple[str, list[str]]]:
         rows.append(('', []))
         for key, symbol in (('cmi', 'CMI'), ('mutual_information', 'I(X;Z)'), ('relative_cmi', 'rho')):
             rows.append((f'{symbol}, {space}', [_before_after(run, space, key) for run in runs]))
+    if any(run.calibration for run in runs):
+        rows.append(('', []))
+        values = [run.calibration and run.calibration.temperature for run in runs]
+        rows.append(('temperature, in the scores above', [_number(value, '.3g') for value in values]))
+        for split in splits:
+            for key in ('nll', 'ece', 'brier'):
+                changes = [_calibrated(run, split, key) for run in runs]
+                rows.append((f'{split} {key}, without -> with it', changes))
     if any(run.teacher for run in runs):
         rows.append(('', []))
         keys = dict.fromkeys(key for run in runs for key, value in (run.teacher or {}).items() if _is_number(value))
         rows += [(f'teacher {key}', [_number((run.teacher or {}).get(key), '.4g') for run in runs]) for key in keys]
     rows.append(('', []))
     rows.append(('steps', [str(run.timing.steps) for run in runs]))
+    if any(run.selection for run in runs):
+        rows.append(('step that is kept, a selection', [_selected(run) for run in runs]))
     rows.append(('training, seconds', [f'{run.timing.train_seconds:.1f}' for run in runs]))
     rows.append(('seconds a step', [f'{run.timing.seconds_per_step:.3f}' for run in runs]))
     return rows
@@ -128,6 +138,16 @@ def _rows(results: Mapping[str, RunResults]) -> list[tuple[str, list[str]]]:
 def _before_after(run: RunResults, space: Any, key: str) -> str:
     parts = [getattr(run.cmi[when][space], key) if when in run.cmi else None for when in ('before', 'after')]
     return ' -> '.join(_number(part, '.3g') for part in parts)
+
+
+def _calibrated(run: RunResults, split: str, key: str) -> str:
+    parts = run.calibration.splits.get(split) if run.calibration is not None else None
+    return '-' if parts is None else ' -> '.join(_number(getattr(parts[w], key), '.4f') for w in ('before', 'after'))
+
+
+def _selected(run: RunResults) -> str:
+    chosen = run.selection
+    return '-' if chosen is None else f'{chosen.step}, by {chosen.split} {chosen.metric}'
 
 
 def _is_number(value: Any) -> bool:

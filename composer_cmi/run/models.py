@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from composer.models import HuggingFaceModel
 from composer.utils import dist
-from torch.nn.functional import cross_entropy
-from torchmetrics import Metric
 from transformers import AutoConfig, AutoTokenizer
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from composer_cmi import registry
-from composer_cmi.arguments import argument_types, fault
-from composer_cmi.batch import class_labels, class_logits
+from composer_cmi.arguments import fault
 from composer_cmi.errors import ConfigError
-from composer_cmi.run.config.loading import check_values
 from composer_cmi.run.config.schema import ModelConfig
 from composer_cmi.teachers.pretrained import first_sentence, fit_tokenizer, read_pretrained
 
 __all__ = [
-    'build_composer_model',
     'build_model',
     'encoder_layers',
     'keep_layers',
@@ -93,10 +87,9 @@ def build_model(config: ModelConfig, label_names: Sequence[str]) -> tuple[PreTra
     if config.name_or_path in registry.known_models():
         source = registry.get_model(config.name_or_path)(tuple(label_names))
     if isinstance(source, tuple):
-        if config.config_overrides:
-            raise ConfigError(
-                f'model.config_overrides: {config.name_or_path!r} is built by its own function: set them there.'
-            )
+        for key in ('config_overrides', 'attn_implementation', 'revision', 'trust_remote_code'):
+            if getattr(config, key):
+                raise ConfigError(f'model.{key}: {config.name_or_path!r} is built by its own function: set it there.')
         model, tokenizer = source
     else:
         model, tokenizer = _load(str(source or resolve_source(config.name_or_path)), config, label_names)
@@ -113,6 +106,14 @@ def build_model(config: ModelConfig, label_names: Sequence[str]) -> tuple[PreTra
         raise ConfigError(f'model.name_or_path: {error}') from error
     if getattr(model.config, 'use_cache', False):
         model.config.use_cache = False
+    if config.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise ConfigError(
+                f'model.gradient_checkpointing: {type(model).__name__} cannot do it: leave the key out, or choose a '
+                'smaller train.microbatch_size, which saves memory too.'
+            )
+        # Not the reentrant kind: that one gives LoRA's adapters no gradient.
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})
     return model, tokenizer
 
 
@@ -120,20 +121,31 @@ def _load(
     source: str, config: ModelConfig, label_names: Sequence[str]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     name = config.name_or_path
+    if config.revision and Path(source).is_dir():
+        raise ConfigError(f'model.revision: {name!r} is a folder, which has no revisions: they are of the hub.')
+    origin = {'revision': config.revision or 'main', 'trust_remote_code': config.trust_remote_code}
+    attention = {} if config.attn_implementation is None else {'attn_implementation': config.attn_implementation}
     try:
-        model_config = AutoConfig.from_pretrained(source)
+        model_config = AutoConfig.from_pretrained(source, **origin)
         _override(model_config, config.config_overrides)
         old_names = _own_names(model_config)
         model_config.num_labels = len(label_names)
         model_config.id2label = dict(enumerate(label_names))
         model_config.label2id = {label: index for index, label in enumerate(label_names)}
         model_config.problem_type = 'single_label_classification'
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model, new = read_pretrained(source, config=model_config, torch_dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(source, **origin)
+        model, new = read_pretrained(source, config=model_config, torch_dtype=torch.float32, **origin, **attention)
     except ConfigError as error:
         where = '' if str(error).startswith('unknown key') else 'model.name_or_path: '
         raise ConfigError(f'{where}{error}') from error
     except Exception as error:  # files cut, foreign or unreadable raise whatever their reader stumbles over
+        if 'trust_remote_code' in str(error) and not config.trust_remote_code:
+            raise ConfigError(
+                f'model.name_or_path: {name!r} comes with Python code of its own, which may do anything that you may '
+                'do: read it, then set model.trust_remote_code: true.'
+            ) from error
+        if attention and re.search('attn|attention', str(error), re.IGNORECASE):
+            raise ConfigError(f'model.attn_implementation: {first_sentence(error)}') from error
         where = 'the folder' if Path(source).is_dir() else 'the Hugging Face Hub (or give a local folder)'
         raise ConfigError(
             f'model.name_or_path: {name!r} cannot be loaded from {where}: {first_sentence(error)}'
@@ -209,83 +221,6 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
     for position, layer in enumerate(kept):
         stack[position] = layer
     model.config.num_hidden_layers = len(kept)
-
-
-def build_composer_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    eval_metrics: Sequence[Metric] = (),
-    label_smoothing: float | None = None,
-    peft: Mapping[str, Any] | None = None,
-    fsdp: bool = False,
-) -> HuggingFaceModel:
-    """Wrap for Composer, with LoRA where ``peft`` (arguments of ``peft.LoraConfig``) is given.
-
-    Raises:
-        ConfigError: if the ``peft`` section does not fit the model.
-    """
-    if fsdp:
-        # Composer asks the model which modules become FSDP units of their own: each layer.
-        layers = set(encoder_layers(model))
-        model.fsdp_wrap_fn = lambda module: module in layers  # pyright: ignore[reportArgumentType]
-    try:
-        return _ClassifierModel(
-            model,
-            tokenizer,  # pyright: ignore[reportArgumentType]
-            use_logits=True,
-            eval_metrics=list(eval_metrics),
-            shift_labels=False,
-            peft_config=None if peft is None else lora_config(peft),
-            label_smoothing=label_smoothing,
-        )
-    except ValueError as error:
-        raise ConfigError(f'{"model" if peft is None else "peft"}: {str(error).strip().split(chr(10))[0]}') from error
-
-
-class _ClassifierModel(HuggingFaceModel):
-    """Smooths labels itself: Composer's LabelSmoothing does not reach a loss that a Hugging Face model makes."""
-
-    def __init__(self, *args: Any, label_smoothing: float | None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.label_smoothing = label_smoothing
-
-    def eval_forward(self, batch: Any, outputs: Any = None) -> Any:
-        # Composer would give an encoder-decoder the classes as its decoder's words; it makes those of the text itself.
-        self.labels = batch.pop('labels')
-        return class_logits(self.forward(batch) if outputs is None else outputs)
-
-    def forward(self, batch: Any) -> Any:
-        outputs = super().forward(batch)
-        if self.label_smoothing and self.training and 'labels' in batch:
-            # In the outputs and not in `loss`: what mixes losses, as distillation does, reads the model's own there.
-            logits, labels = class_logits(outputs), class_labels(batch)
-            outputs['loss'] = cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        return outputs
-
-
-def lora_config(section: Mapping[str, Any]) -> Any:
-    """The ``peft`` section as a ``peft.LoraConfig``.
-
-    Raises:
-        ConfigError: for an unknown key or a value that it refuses, or where peft is not installed.
-    """
-    try:
-        from peft import LoraConfig, PeftConfig
-    except ImportError as error:
-        raise ConfigError("peft: LoRA needs the package peft: pip install 'composer-cmi[peft]'.") from error
-    # What the file of any adapter holds (its kind, its base model ...) is not a choice for a run.
-    known = sorted(inspect.signature(LoraConfig).parameters.keys() - inspect.signature(PeftConfig).parameters.keys())
-    for key in section:
-        if key not in known:
-            raise ConfigError(
-                f'unknown key {f"peft.{key}"!r}.{registry.nearest(key, known)} Known here: {", ".join(known)}.'
-            )
-    check_values(argument_types(LoraConfig), section, 'peft')
-    try:
-        return LoraConfig(task_type='SEQ_CLS', **section)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f'peft: {" ".join(str(error).split())}') from error
 
 
 def silence_transformers() -> None:

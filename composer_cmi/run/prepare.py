@@ -3,37 +3,45 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from composer import Evaluator, Trainer
-from composer.core import Algorithm, DataSpec, Precision, Time
+from composer.core import Algorithm, Callback, DataSpec, Precision, Time
 from composer.devices import Device
 from composer.models import HuggingFaceModel
 from composer.utils import reproducibility
+from torchmetrics import Metric
 
 from composer_cmi.algorithms.distillation import KnowledgeDistillation
 from composer_cmi.data.task_data import (
+    Split,
     TaskData,
     concatenate,
     eval_dataloader,
     tokenize,
     train_dataloader,
 )
+from composer_cmi.errors import ConfigError
 from composer_cmi.features import FeatureReader
+from composer_cmi.run.calibrate.temperature import divide_head, inputs_of
 from composer_cmi.run.config.schema import RunConfig
 from composer_cmi.run.distill import prepare_distillation
 from composer_cmi.run.loggers import build_logger
-from composer_cmi.run.models import build_composer_model, build_model, silence_transformers
+from composer_cmi.run.models import build_model, silence_transformers
 from composer_cmi.run.outputs.checkpoints import CHECKPOINTS, CheckedCheckpoints, loading
 from composer_cmi.run.outputs.history import HistoryLogger
 from composer_cmi.run.outputs.identity import refuse_other
+from composer_cmi.run.parts.classifier import build_composer_model, class_weights
+from composer_cmi.run.parts.selection import Ending, KeepBest, lower_is_better, metric_name, settle_monitor
 from composer_cmi.run.progress import DivergenceCheck, ProgressBar
 from composer_cmi.run.ranks import start_device
 from composer_cmi.run.scoring import task_metrics
 from composer_cmi.run.setup import (
     build_algorithms,
+    build_callbacks,
     build_optimizer,
     build_parallelism,
     build_scheduler,
@@ -60,9 +68,12 @@ class Setup:
     reader: FeatureReader
     train_data: DataSpec
     eval_data: dict[str, DataSpec]
+    calibration_data: DataSpec | None
     algorithms: list[Algorithm]
+    callbacks: list[Callback]
     device: Device
     precision: Precision
+    notes: list[str]
 
     @property
     def primary_split(self) -> str:
@@ -94,12 +105,22 @@ def prepare(config: RunConfig, data: TaskData) -> Setup:
     reproducibility.seed_all(config.seed)
     model, tokenizer = build_model(config.model, data.label_names)
     check_fit(model, tokenizer, config.data.max_length)
-    metrics = list(task_metrics(data.task).values())
+    if config.calibrate:
+        inputs = inputs_of(model, tokenizer, next(zip(*data.train.texts, strict=True)), config.data.max_length)
+        for temperature in (2.0, 0.5):  # exact in binary numbers: the head ends as it was
+            divide_head(model, inputs, temperature)
+    metrics = task_metrics(data.task)
+    weights, notes = None, list(data.notes)
+    if config.train.class_weights is not None:
+        weights = class_weights(config.train.class_weights, data.label_names, data.train.labels)
+        told = ', '.join(f'{name} {each:.3g}' for name, each in zip(data.label_names, weights.tolist(), strict=True))
+        notes.append(f'Weights of the classes in the cross-entropy: {told}.')
     composer_model = build_composer_model(
         model,
         tokenizer,
-        eval_metrics=metrics,
+        eval_metrics=list(metrics.values()),
         label_smoothing=config.train.label_smoothing,
+        weights=weights,
         peft=config.peft,
         fsdp=config.fsdp is not None,
     )
@@ -121,10 +142,13 @@ def prepare(config: RunConfig, data: TaskData) -> Setup:
             group_by_length=config.data.group_by_length,
             num_workers=config.train.num_workers,
         )
-        eval_data = {
-            name: eval_dataloader(encode(split), tokenizer, batch_size=config.train.eval_batch_size)
-            for name, split in data.eval_splits.items()
-        }
+
+        def measured(split: Split) -> DataSpec:
+            return eval_dataloader(encode(split), tokenizer, batch_size=config.train.eval_batch_size)
+
+        eval_data = {name: measured(split) for name, split in data.eval_splits.items()}
+        calibration_data = None if data.calibration is None else measured(data.calibration)
+    callbacks = _callbacks(config, composer_model, metrics, [*eval_data])
     algorithms = build_algorithms(config.algorithms)
     with user_errors(f'algorithms.{DISTILLATION}'):
         for algorithm in algorithms:
@@ -138,13 +162,64 @@ def prepare(config: RunConfig, data: TaskData) -> Setup:
                     precision=precision,
                     cache_dir=config.data.cache_dir,
                 )
-    return Setup(config, data, composer_model, reader, train_data, eval_data, algorithms, device, precision)
+    return Setup(
+        config=config,
+        data=data,
+        model=composer_model,
+        reader=reader,
+        train_data=train_data,
+        eval_data=eval_data,
+        calibration_data=calibration_data,
+        algorithms=algorithms,
+        callbacks=callbacks,
+        device=device,
+        precision=precision,
+        notes=notes,
+    )
 
 
-def build_trainer(
-    setup: Setup, identity: dict[str, Any], checkpoint: Path | None, history: HistoryLogger
-) -> tuple[Trainer, int, bool]:
-    """The Trainer, its number of steps, and whether a checkpoint was taken up that holds its run's identity."""
+def _callbacks(
+    config: RunConfig, model: HuggingFaceModel, metrics: Mapping[str, Metric], splits: Sequence[str]
+) -> list[Callback]:
+    """Those of the file, pointed at what the run measures, and the one that keeps the best weights.
+
+    Raises:
+        ConfigError: for a metric or a split that there is not, and for what waits for evaluations where there are none.
+    """
+    built = build_callbacks(config.callbacks)
+    for name, callback in built.items():
+        settle_monitor(callback, metrics, splits, f'callbacks.{name}')
+    if (metric := config.train.keep_best) is not None:
+        by_composer, lower = metric_name('train.keep_best', metric, metrics), lower_is_better(metric)
+        sharded = config.fsdp is not None
+        built['train.keep_best'] = KeepBest(model.model, splits[0], by_composer, lower=lower, sharded=sharded)
+    for name in built if Time.from_timestring(config.train.eval_interval).value == 0 else ():
+        if name.endswith(('_stopper', 'keep_best')):
+            raise ConfigError(
+                f'{name.removeprefix("train.")} waits for evaluations in training, and train.eval_interval: '
+                f'{config.train.eval_interval!r} asks for none.'
+            )
+    return [*built.values()]
+
+
+class Built(NamedTuple):
+    """A Trainer, and how far it goes.
+
+    Attributes:
+        trainer: Composer's.
+        asked: The steps that the file asks for.
+        steps: Those that there will be, as far as is known: fewer where an earlier start has ended training early.
+        identified: Whether a checkpoint was taken up that holds its run's identity.
+    """
+
+    trainer: Trainer
+    asked: int
+    steps: int
+    identified: bool
+
+
+def build_trainer(setup: Setup, identity: dict[str, Any], checkpoint: Path | None, history: HistoryLogger) -> Built:
+    """The Trainer, with what the checkpoint holds where there is one."""
     config = setup.config
     steps_per_epoch = len(setup.train_data.dataloader)  # pyright: ignore[reportArgumentType]
     count = {'steps_per_epoch': steps_per_epoch, 'batch_size': config.train.batch_size}
@@ -165,7 +240,7 @@ def build_trainer(
     if config.train.progress_bar:
         loggers.append(ProgressBar(config.folder.name, shown))
     rank_batch = rank_batch_size(config.train.batch_size, 'train.batch_size')
-    watch = DivergenceCheck()
+    watch, ending = DivergenceCheck(), Ending(steps)
     saver = CheckedCheckpoints(
         config.folder,
         identity=identity,
@@ -187,7 +262,7 @@ def build_trainer(
             eval_dataloader=evaluators if eval_every.value > 0 else None,
             eval_interval=config.train.eval_interval if eval_every.value > 0 else 1,
             optimizers=build_optimizer(setup.model, config.optimizer),
-            schedulers=build_scheduler(warmup, steps),
+            schedulers=build_scheduler(warmup, steps, config.scheduler.name, config.scheduler.arguments),
             step_schedulers_every_batch=True,
             algorithms=setup.algorithms,
             loggers=loggers,
@@ -197,9 +272,15 @@ def build_trainer(
             device_train_microbatch_size=config.train.microbatch_size or rank_batch,
             parallelism_config=build_parallelism(config),
             # The gradient scaler of amp_fp16 may meet an overflow and skip the step.
-            callbacks=[saver] if setup.precision == Precision.AMP_FP16 else [watch, saver],
+            callbacks=[*([] if setup.precision == Precision.AMP_FP16 else [watch]), *setup.callbacks, ending, saver],
+            compile_config=_compile_config(config.train.compile),
             load_path=load_path,
             load_progress_bar=False,
             python_log_level='warning',
         )
-    return trainer, steps, saver.identified
+    reached = int(trainer.state.timestamp.batch) if ending.reached else steps
+    return Built(trainer, steps, reached, saver.identified)
+
+
+def _compile_config(given: bool | dict[str, Any]) -> dict[str, Any] | None:
+    return None if given is False else {} if given is True else given

@@ -24,6 +24,7 @@ __all__ = [
     'MacroF1',
     'MatthewsCorrelation',
     'NegativeLogLikelihood',
+    'brier_score',
     'score',
     'task_metrics',
 ]
@@ -146,6 +147,19 @@ def task_metrics(task: Task) -> dict[str, Metric]:
     classes = task.num_classes
     official = {name: _METRICS[name](num_classes=classes) for name in task.metrics}
     return {**official, 'nll': NegativeLogLikelihood(classes), 'ece': CalibrationError(classes)}
+
+
+def brier_score(logits: Tensor, labels: Tensor) -> float:
+    """Mean of ``sum_c (p_c - [c = label])**2`` over the labelled rows, from 0 to 2 (Brier 1950).
+
+    Args:
+        logits: [N, C].
+        labels: Class indices [N]; rows of -100 are skipped.
+    """
+    labelled = labels != UNLABELLED
+    probabilities = logits[labelled].double().softmax(-1)
+    truth = torch.nn.functional.one_hot(labels[labelled], logits.shape[1])
+    return float((probabilities - truth).square().sum(-1).mean())
 
 
 def score(task: Task, logits: Any, labels: Any) -> dict[str, float]:

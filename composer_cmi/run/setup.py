@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,9 +10,9 @@ from typing import Any
 
 import composer
 import torch
-from composer.core import Algorithm, Precision, Time, TimeUnit
+from composer.core import Algorithm, Callback, Precision, Time, TimeUnit
 from composer.devices import Device, DeviceGPU
-from composer.optim import ComposerScheduler, LinearScheduler, LinearWithWarmupScheduler
+from composer.optim import ComposerScheduler
 from composer.trainer import _patch_pytorch
 from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
@@ -22,9 +23,11 @@ from composer_cmi.data.delimited import DataError
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.config.loading import check_values
 from composer_cmi.run.config.schema import OptimizerConfig, RunConfig, TrainConfig
+from composer_cmi.run.parts.by_name import OPTIMIZERS, get_callback, get_scheduler, has_warmup
 
 __all__ = [
     'build_algorithms',
+    'build_callbacks',
     'build_optimizer',
     'build_parallelism',
     'build_scheduler',
@@ -71,8 +74,14 @@ def to_steps(time: str, *, steps_per_epoch: int, batch_size: int, total: int | N
     raise ConfigError(f"{time!r} cannot be counted in steps: use 'ep', 'ba', 'sp' or 'dur'.")
 
 
-def build_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW with bias correction; biases and normalisation weights are not decayed (Mosbach et al. 2021)."""
+def build_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW with bias correction, or one of Composer's; biases and normalisation weights are not decayed.
+
+    Source: Mosbach et al. 2021.
+
+    Raises:
+        ConfigError: if the optimizer refuses its arguments.
+    """
     no_decay = {
         id(parameter)
         for module in model.modules()
@@ -80,27 +89,62 @@ def build_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.op
         if name == 'bias' or 'norm' in type(module).__name__.lower()
     }
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {'params': [p for p in trained if id(p) not in no_decay], 'weight_decay': config.weight_decay},
+    groups: list[dict[str, Any]] = [
+        {'params': [p for p in trained if id(p) not in no_decay]},
         {'params': [p for p in trained if id(p) in no_decay], 'weight_decay': 0.0},
     ]
     groups = [group for group in groups if group['params']]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    if config.name != 'adamw':
+        with user_errors('optimizer.arguments'):
+            return OPTIMIZERS[config.name](groups, lr=config.lr, **config.arguments)  # pyright: ignore[reportCallIssue]
+    options = {'weight_decay': config.weight_decay, 'betas': config.betas, 'eps': config.eps}
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True, **options)
 
 
-def build_scheduler(warmup_steps: int, total_steps: int) -> ComposerScheduler:
-    """Linear warm-up over ``warmup_steps``, then linear decay to 0 at ``total_steps``.
+def build_scheduler(
+    warmup_steps: int,
+    total_steps: int,
+    name: str = 'linear_with_warmup',
+    arguments: Mapping[str, Any] | None = None,
+) -> ComposerScheduler:
+    """One of Composer's schedulers; by default linear warm-up, then linear decay to 0 at ``total_steps``.
 
     Raises:
-        ConfigError: if the warm-up is as long as the training.
+        ConfigError: if the warm-up is as long as the training, or the scheduler refuses its arguments.
     """
     if warmup_steps >= total_steps:
         raise ConfigError(
             f'scheduler.warmup: {warmup_steps} steps leave nothing of the {total_steps} steps of training.'
         )
-    if warmup_steps == 0:
-        return LinearScheduler()
-    return LinearWithWarmupScheduler(t_warmup=f'{warmup_steps}ba', t_max=f'{total_steps}ba')
+    cls = get_scheduler(name)
+    options = dict(arguments or {})
+    if 't_max' in inspect.signature(cls).parameters:
+        options.setdefault('t_max', f'{total_steps}ba')  # whatever ends training early
+    if warmup_steps and has_warmup(name):
+        options['t_warmup'] = f'{warmup_steps}ba'
+    elif has_warmup(name):
+        # Composer warns at every step of a warm-up of no length: the same without one, with the same defaults.
+        defaults = {p.name: p.default for p in inspect.signature(cls).parameters.values()}
+        cls = get_scheduler(name.removesuffix('_with_warmup'))
+        options = {key: defaults[key] for key in inspect.signature(cls).parameters if key in defaults} | options
+    with user_errors('scheduler.arguments'):
+        return cls(**options)
+
+
+def build_callbacks(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Callback]:
+    """Construct each callback from its YAML section, by name.
+
+    Raises:
+        ConfigError: if a callback refuses its arguments.
+    """
+    built = {}
+    for name, kwargs in sections.items():
+        with user_errors(f'callbacks.{name}'):
+            try:
+                built[name] = get_callback(name)(**kwargs)
+            except ImportError as error:
+                raise ConfigError(f'callbacks.{name}: {" ".join(str(error).split())}') from error
+    return built
 
 
 def build_algorithms(sections: Mapping[str, Mapping[str, Any]]) -> list[Algorithm]:

@@ -8,16 +8,18 @@ from typing import Any
 
 import torch
 from composer import Trainer
-from composer.core import Algorithm, Precision
+from composer.core import Algorithm, DataSpec, Precision
 from composer.models import HuggingFaceModel
 from composer.utils import dist
 
 from composer_cmi.algorithms.distillation import KnowledgeDistillation
 from composer_cmi.data.task_data import TaskData, load_task_data
 from composer_cmi.errors import ConfigError
+from composer_cmi.run.calibrate.reliability import calibration_of, describe
+from composer_cmi.run.calibrate.temperature import divided, fit_temperature
 from composer_cmi.run.config.schema import RunConfig
 from composer_cmi.run.evaluate import Evaluation, evaluate, information
-from composer_cmi.run.models import build_composer_model, build_model
+from composer_cmi.run.models import build_model
 from composer_cmi.run.outputs.export import export_model, sample_of
 from composer_cmi.run.outputs.files import read_checked, write_features, write_json, write_predictions
 from composer_cmi.run.outputs.folder import (
@@ -32,8 +34,18 @@ from composer_cmi.run.outputs.folder import (
 )
 from composer_cmi.run.outputs.history import HISTORY_FILE, HistoryLogger
 from composer_cmi.run.outputs.identity import fingerprints
-from composer_cmi.run.outputs.results import RESULTS_FILE, Information, RunResults, Timing, git_state, versions
+from composer_cmi.run.outputs.results import (
+    RESULTS_FILE,
+    Information,
+    RunResults,
+    Selection,
+    Timing,
+    git_state,
+    versions,
+)
 from composer_cmi.run.outputs.views import add_views
+from composer_cmi.run.parts.classifier import build_composer_model
+from composer_cmi.run.parts.selection import KeepBest
 from composer_cmi.run.prepare import Setup, build_trainer, prepare, score_key
 from composer_cmi.run.scoring import score
 from composer_cmi.run.setup import user_errors
@@ -91,7 +103,7 @@ def _train(config: RunConfig, data: TaskData, inputs: dict[str, str]) -> RunResu
     identity = identity_of(config, inputs)
     checkpoint, described = from_rank_zero(lambda: open_folder(config, identity))
     history = HistoryLogger(config.folder / HISTORY_FILE)
-    trainer, steps, identified = build_trainer(setup, identity, checkpoint, history)
+    trainer, asked, steps, identified = build_trainer(setup, identity, checkpoint, history)
     if checkpoint is not None and not described and not identified:
         raise ConfigError(
             f'Nothing says which run the checkpoint {checkpoint} is of: choose another run_name, or delete the folder.'
@@ -102,9 +114,12 @@ def _train(config: RunConfig, data: TaskData, inputs: dict[str, str]) -> RunResu
         before = _measure_before(setup, trainer)
         if int(trainer.state.timestamp.batch) < steps:
             trainer.fit()
+            steps = int(trainer.state.timestamp.batch)
         elif trainer.state.evaluators and not history.logs(steps, f'metrics/{setup.primary_split}/'):
             trainer.eval()  # killed between the last checkpoint and the last evaluation
-        after = {split: _evaluate(setup, split) for split in setup.eval_data}
+        selection = _keep_best(setup)
+        after = {split: _evaluate(setup, data) for split, data in setup.eval_data.items()}
+        aside = None if setup.calibration_data is None else _evaluate(setup, setup.calibration_data)
     except BaseException as error:
         step = int(trainer.state.timestamp.batch)
         error.__notes__ = [f'{config.run_name} is at step {step} of {steps}']  # pyright: ignore
@@ -119,7 +134,12 @@ def _train(config: RunConfig, data: TaskData, inputs: dict[str, str]) -> RunResu
         total_seconds=time.perf_counter() - started,
     )
     history.seal()
-    return _write_folder(setup, inputs, before, after, timing)
+    if steps < asked:
+        setup.notes.append(
+            f'Training ended at step {steps} of {asked}: where a callback looked at {setup.primary_split} for that, '
+            'its length is a selection on rows that are reported.'
+        )
+    return _write_folder(setup, inputs, before, after, aside, selection, timing)
 
 
 def load_data(config: RunConfig) -> TaskData:
@@ -129,11 +149,10 @@ def load_data(config: RunConfig) -> TaskData:
         ConfigError: in one sentence, with file and line, if they cannot be read.
     """
     with user_errors():
-        return load_task_data(config.task, config.data)
+        return load_task_data(config.task, config.data, calibrate=config.calibrate)
 
 
-def _evaluate(setup: Setup, split: str) -> Evaluation:
-    data = setup.eval_data[split]
+def _evaluate(setup: Setup, data: DataSpec) -> Evaluation:
     return evaluate(setup.model, setup.reader, data, device=setup.device, precision=setup.precision)
 
 
@@ -143,10 +162,25 @@ def _measure_before(setup: Setup, trainer: Trainer) -> dict[str, Any] | None:
     if int(trainer.state.timestamp.batch) > 0:
         remedy = 'delete it, and the run goes on without what was measured before training'
         return from_rank_zero(lambda: json.loads(read_checked(path, remedy)) if path.is_file() else None)
-    before = information(_evaluate(setup, setup.primary_split), len(setup.data.label_names))
+    measured = _evaluate(setup, setup.eval_data[setup.primary_split])
+    before = information(measured, len(setup.data.label_names))
     if dist.get_global_rank() == 0:
         write_json(path, before, checked=True)
     return before
+
+
+def _keep_best(setup: Setup) -> Selection | None:
+    """Give the model the weights of its best evaluation, where that is asked for."""
+    kept = next((callback for callback in setup.callbacks if isinstance(callback, KeepBest)), None)
+    metric = setup.config.train.keep_best
+    if kept is None or metric is None or kept.value is None:
+        return None
+    kept.restore()
+    setup.notes.append(
+        f'The weights are those of step {kept.step}, the best by {metric} of {kept.evaluations} evaluations on '
+        f'{kept.split} (train.keep_best): a selection on rows that are reported, which flatters their scores.'
+    )
+    return Selection(metric=metric, split=kept.split, value=kept.value, step=kept.step, evaluations=kept.evaluations)
 
 
 def _teacher_facts(algorithms: list[Algorithm]) -> dict[str, Any] | None:
@@ -159,10 +193,17 @@ def _write_folder(
     inputs: dict[str, str],
     before: dict[str, Any] | None,
     after: dict[str, Evaluation],
+    aside: Evaluation | None,
+    selection: Selection | None,
     timing: Timing,
 ) -> RunResults:
-    config, data, primary = setup.config, setup.data, after[setup.primary_split]
-    measured = {'before': before, 'after': information(primary, len(data.label_names))}
+    config, data = setup.config, setup.data
+    measured = {'before': before, 'after': information(after[setup.primary_split], len(data.label_names))}
+    calibration = None
+    if aside is not None:
+        calibration = calibration_of(fit_temperature(aside), len(aside.labels), after)
+        after = {split: divided(part, calibration.temperature) for split, part in after.items()}
+        setup.notes.extend(describe(calibration))
     with user_errors():  # logits that are not finite
         scores = {split: score(data.task, part.logits, part.labels) for split, part in after.items()}
     results = RunResults(
@@ -180,6 +221,7 @@ def _write_folder(
         num_examples={
             'train': len(data.train),
             'unlabelled': 0 if data.unlabelled is None else len(data.unlabelled),
+            **({} if data.calibration is None else {'calibration': len(data.calibration)}),
             **{split: len(rows) for split, rows in data.eval_splits.items()},
         },
         majority=data.constant_answer,
@@ -188,7 +230,9 @@ def _write_folder(
         versions=versions(),
         git=git_state(),
         teacher=_teacher_facts(setup.algorithms),
-        notes=list(data.notes),
+        selection=selection,
+        calibration=calibration,
+        notes=setup.notes,
         config=config.resolved(),
     )
 
@@ -200,8 +244,10 @@ def _write_folder(
         config.folder / 'model',
         rebuild=None if config.fsdp is None else rebuild,
         max_length=config.data.max_length,
-        sample=sample_of(data.eval_splits[setup.primary_split], primary),
+        sample=sample_of(data.eval_splits[setup.primary_split], after[setup.primary_split]),
         tolerance=1e-2 if setup.precision is Precision.FP32 else 0.1,
+        temperature=1.0 if calibration is None else calibration.temperature,
+        trust_remote_code=config.model.trust_remote_code,
     )
     if dist.get_global_rank() == 0:
         for split, part in after.items():

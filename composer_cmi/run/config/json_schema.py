@@ -39,7 +39,7 @@ def run_json_schema() -> dict[str, Any]:
         name: {'anyOf': [arguments, *switch], 'description': arguments['description']}
         for name, arguments in known.items()
     }
-    for section in ('algorithms', 'loggers'):
+    for section in ('algorithms', 'callbacks', 'loggers'):
         properties[section]['additionalProperties'] = {'anyOf': [{'type': 'object'}, *switch]}
     properties['arms'].pop('anyOf', None)
     properties['arms'] |= {'type': ['object', 'null'], 'additionalProperties': {'type': ['object', 'null']}}

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from composer.core import Time
 from pydantic import ValidationError
 
 from composer_cmi import registry
@@ -146,10 +148,11 @@ def _validate(data: Mapping[str, Any], source: str) -> RunConfig:
 
 
 def _check_names(config: RunConfig, source: str) -> None:
-    """Task, algorithms and loggers by name, and their arguments by the signature of the class."""
+    """Whatever is named in a file, and its arguments by the signature of the class."""
     from composer_cmi.data.tasks import get_task
     from composer_cmi.run.loggers import check_file_names, get_logger
-    from composer_cmi.run.models import lora_config
+    from composer_cmi.run.parts.by_name import OPTIMIZERS, get_callback, get_scheduler, has_warmup
+    from composer_cmi.run.parts.classifier import lora_config
     from composer_cmi.run.setup import build_parallelism
 
     try:
@@ -159,6 +162,20 @@ def _check_names(config: RunConfig, source: str) -> None:
         for name, kwargs in config.loggers.items():
             _check_arguments(get_logger(name), kwargs, f'loggers.{name}')
             check_file_names(name, kwargs)
+        for name, kwargs in config.callbacks.items():
+            _check_arguments(get_callback(name), kwargs, f'callbacks.{name}')
+        if config.optimizer.name in OPTIMIZERS:
+            of_class, given = OPTIMIZERS[config.optimizer.name], config.optimizer.arguments
+            _check_arguments(of_class, given, 'optimizer.arguments', ours=('params', 'lr'))
+        of_class, given = get_scheduler(config.scheduler.name), config.scheduler.arguments
+        _check_arguments(of_class, given, 'scheduler.arguments', ours=('t_warmup',))
+        if not has_warmup(config.scheduler.name) and Time.from_timestring(config.scheduler.warmup).value:
+            raise ConfigError(
+                f'scheduler.warmup: {config.scheduler.name} has no warm-up: say warmup: 0ba, or choose a scheduler '
+                'whose name ends in _with_warmup.'
+            )
+        if isinstance(config.train.compile, dict):
+            _check_arguments(torch.compile, config.train.compile, 'train.compile', ours=('model',))
         build_parallelism(config)
         if config.peft is not None:
             lora_config(config.peft)
@@ -166,8 +183,11 @@ def _check_names(config: RunConfig, source: str) -> None:
         raise ConfigError(f'{source}: {error}') from error
 
 
-def _check_arguments(cls: type, kwargs: Mapping[str, Any], where: str) -> None:
-    parameters = list(inspect.signature(cls).parameters.values())
+def _check_arguments(
+    cls: Callable[..., Any], kwargs: Mapping[str, Any], where: str, ours: tuple[str, ...] = ()
+) -> None:
+    # `ours` are those that the run gives itself.
+    parameters = [p for p in inspect.signature(cls).parameters.values() if p.name not in ours]
     names = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for key in kwargs:
@@ -185,7 +205,7 @@ def _check_arguments(cls: type, kwargs: Mapping[str, Any], where: str) -> None:
             raise ConfigError(f'{where}.{p.name}: {words} (given: {shown(kwargs[p.name])}).')
 
 
-def _fault_beyond_type(cls: type, parameter: inspect.Parameter, value: Any) -> str | None:
+def _fault_beyond_type(cls: Callable[..., Any], parameter: inspect.Parameter, value: Any) -> str | None:
     default: Any = parameter.default
     if isinstance(value, str) and not value and default != '':
         return 'must not be empty: leave the key out'

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from composer_cmi.data.splits import Split
 from composer_cmi.errors import ConfigError, naming
+from composer_cmi.run.calibrate.temperature import divide_head, inputs_of
 from composer_cmi.run.evaluate import Evaluation
 from composer_cmi.teachers.pretrained import first_sentence
 
@@ -50,6 +51,8 @@ def export_model(
     max_length: int | None = None,
     sample: Sample | None = None,
     tolerance: float = 1e-2,
+    temperature: float = 1.0,
+    trust_remote_code: bool = False,
 ) -> None:
     """Save a folder that ``transformers.pipeline('text-classification', model=FOLDER)`` loads. All ranks call it.
 
@@ -60,6 +63,8 @@ def export_model(
         max_length: Tokens that the model was trained with, where its tokenizer cuts a text if asked to (`truncation`).
         sample: What the pipeline must answer as the run did.
         tolerance: How far it may be off, as a share of the largest logit.
+        temperature: Folded into the head; the sample's logits have been divided by it.
+        trust_remote_code: Whether the model brings code of its own, which goes into the folder too.
 
     Raises:
         ConfigError: The folder cannot be loaded, or answers otherwise; `folder` is then as it was.
@@ -74,6 +79,8 @@ def export_model(
             model = rebuild()
             model.model.load_state_dict(weights)
         plain: Any = model.model.merge_and_unload() if model.using_peft else model.model  # pyright: ignore[reportCallIssue]
+        if temperature != 1.0 and sample is not None:
+            divide_head(plain, inputs_of(plain, model.tokenizer, sample.texts[0], max_length), temperature)
         aside = folder.with_name(f'.{folder.name}.{os.getpid()}.tmp')
         with naming(aside):
             plain.save_pretrained(aside)
@@ -81,7 +88,7 @@ def export_model(
                 _save_tokenizer(model.tokenizer, aside, max_length)
         if model.tokenizer is not None and sample is not None:
             try:
-                _check(aside, sample, tolerance)
+                _check(aside, sample, tolerance, trust_remote_code)
             except ConfigError:
                 shutil.rmtree(aside)
                 raise
@@ -100,12 +107,14 @@ def _save_tokenizer(tokenizer: Any, folder: Path, max_length: int | None) -> Non
         tokenizer.model_max_length = before
 
 
-def _check(folder: Path, sample: Sample, tolerance: float) -> None:
+def _check(folder: Path, sample: Sample, tolerance: float, trust_remote_code: bool) -> None:
     from transformers.pipelines import pipeline
 
     inputs = [dict(zip(('text', 'text_pair'), texts, strict=False)) for texts in sample.texts]
     try:
-        classify: Any = pipeline('text-classification', model=str(folder), device='cpu')
+        classify: Any = pipeline(
+            'text-classification', model=str(folder), device='cpu', trust_remote_code=trust_remote_code
+        )
         names = classify.model.config.id2label
         answers = classify(inputs, top_k=None, function_to_apply='none', truncation=True)
         logits = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from composer_cmi import registry
 from composer_cmi.data.splits import fingerprint
 from composer_cmi.data.task_data import TaskData
 from composer_cmi.errors import ConfigError
-from composer_cmi.run.config.schema import RunConfig
+from composer_cmi.run.config.schema import ModelConfig, RunConfig
 from composer_cmi.run.outputs.files import file_digest
 
 __all__ = ['fingerprints', 'refuse_other', 'settings']
@@ -39,10 +40,11 @@ def fingerprints(config: RunConfig, data: TaskData) -> dict[str, str]:
     loaded; what is not there (the teacher of an arm that has not run yet) is left out.
     """
     found = {'data: classes': fingerprint(data.task.name, data.label_names), 'data: train': fingerprint(data.train)}
-    if data.unlabelled is not None:
-        found['data: unlabelled'] = fingerprint(data.unlabelled)
+    for name, rows in (('unlabelled', data.unlabelled), ('calibration', data.calibration)):
+        if rows is not None:
+            found[f'data: {name}'] = fingerprint(rows)
     found |= {f'data: {name}': fingerprint(split) for name, split in data.eval_splits.items()}
-    found |= {f'model: {k}': v for k, v in _model(config.model.name_or_path, data.label_names, config.seed).items()}
+    found |= {f'model: {k}': v for k, v in _model(config.model, data.label_names, config.seed).items()}
     for arguments in config.algorithms.values():
         teacher, cache = arguments.get('teacher'), arguments.get('cache')
         for one in teacher if isinstance(teacher, list) else [teacher]:
@@ -64,7 +66,8 @@ def refuse_other(
         ConfigError: with the first difference, what it was and what it is, and how to go on.
     """
     way_out = 'choose another run_name, or delete the folder'
-    before, now = there['settings'], here['settings']
+    # A key that one side does not know is of another version, which did what the key's default says.
+    before, now = ({**_defaults(), **side['settings']} for side in (there, here))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             raise ConfigError(
@@ -83,6 +86,11 @@ def refuse_other(
             )
 
 
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return settings(RunConfig(task='x', run_name='x', model=ModelConfig(name_or_path='x')).resolved())  # pyright: ignore
+
+
 def _kind(key: str) -> str:
     return key.partition(':')[0]
 
@@ -95,9 +103,10 @@ def _flat(value: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any
             yield f'{prefix}{key}', inner
 
 
-def _model(name: str, label_names: tuple[str, ...], seed: int) -> dict[str, str]:
+def _model(config: ModelConfig, label_names: tuple[str, ...], seed: int) -> dict[str, str]:
+    name = config.name_or_path
     if name not in registry.known_models():
-        return _files(name)
+        return _files(name, revision=config.revision)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         made = registry.get_model(name)(tuple(label_names))
@@ -112,12 +121,12 @@ def _weights(module: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _files(name: str, pattern: str = '*') -> dict[str, str]:
+def _files(name: str, pattern: str = '*', revision: str | None = None) -> dict[str, str]:
     path = Path(name).expanduser()
     if path.is_file():
         return {path.name: _short(path)}
     if not path.is_dir():
-        return _commit(name)
+        return _commit(name, revision)
     # A run folder stands for its exported model.
     folder = path if (path / 'config.json').is_file() or pattern != '*' else path / 'model'
     return {
@@ -127,9 +136,9 @@ def _files(name: str, pattern: str = '*') -> dict[str, str]:
     }
 
 
-def _commit(name: str) -> dict[str, str]:
+def _commit(name: str, revision: str | None) -> dict[str, str]:
     try:
-        cached = try_to_load_from_cache(name, 'config.json')
+        cached = try_to_load_from_cache(name, 'config.json', revision=revision)
     except HFValidationError:  # a path, and nothing is there
         return {}
     return {'commit': Path(cached).parent.name} if isinstance(cached, str) else {}

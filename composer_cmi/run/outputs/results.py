@@ -15,7 +15,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.outputs.files import read_checked
 
-__all__ = ['RESULTS_FILE', 'Information', 'RunResults', 'Timing', 'git_state', 'load_results', 'versions']
+__all__ = [
+    'RESULTS_FILE',
+    'Calibration',
+    'Information',
+    'Reliability',
+    'RunResults',
+    'Selection',
+    'Timing',
+    'git_state',
+    'load_results',
+    'versions',
+]
 
 RESULTS_FILE = 'results.json'
 
@@ -41,6 +52,38 @@ class Timing(_Part):
     total_seconds: float = Field(ge=0)
 
 
+class Selection(_Part):
+    """Which evaluation's weights were kept: a choice by rows that are reported too."""
+
+    metric: str
+    split: str
+    value: float
+    step: int
+    evaluations: int
+
+
+class Reliability(_Part):
+    """How far probabilities can be believed: NLL (nats), ECE, Brier score, and what the first two are made of.
+
+    Of each of fifteen equal intervals of the answer's probability: rows, their mean probability, how many are right.
+    """
+
+    nll: float
+    ece: float
+    brier: float
+    rows: list[int]
+    confidence: list[float]
+    right: list[int]
+
+
+class Calibration(_Part):
+    """A temperature, the rows that it was fitted on, and each evaluation split without and with it."""
+
+    temperature: float = Field(gt=0)
+    rows: int
+    splits: dict[str, dict[Literal['before', 'after'], Reliability]]
+
+
 class RunResults(_Part):
     """Everything that a study or a report reads of a run. Scores are shares in [0, 1], information is in nats."""
 
@@ -62,6 +105,10 @@ class RunResults(_Part):
     versions: dict[str, str]
     git: dict[str, Any]
     teacher: dict[str, Any] | None = None
+    selection: Selection | None = None
+    """Where the weights are not those of the last step (``train.keep_best``)."""
+    calibration: Calibration | None = None
+    """Where a temperature is in the exported model (``calibrate``); scores and predictions have it too."""
     notes: list[str] = []
     config: dict[str, Any]
 

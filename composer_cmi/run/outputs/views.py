@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from composer_cmi.run.calibrate.reliability import plot_reliability
 from composer_cmi.run.evaluate import Evaluation
 from composer_cmi.run.outputs.files import read_features, sweep_up
 from composer_cmi.run.outputs.history import HISTORY_FILE, read_history
@@ -32,6 +33,10 @@ def add_views(folder: Path, results: RunResults, label_names: Sequence[str], sco
         card: lambda: write_model_card(card, results, label_names),
         picture: lambda: _draw(picture, folder, results, label_names, score_key),
     }
+    if (calibration := results.calibration) is not None:
+        diagram = folder / 'calibration.png'
+        title = f'{results.run_name}: are its probabilities to be believed? ({next(iter(calibration.splits))})'
+        views[diagram] = lambda: plot_reliability(diagram, title, calibration)
     for path, make in views.items():
         # A model folder that was deleted, to make room, is not begun again by its card.
         if path.is_file() or not path.parent.is_dir():
