@@ -25,6 +25,7 @@ from composer_cmi.features import FeatureReader
 from composer_cmi.run.config.schema import RunConfig
 from composer_cmi.run.distill import prepare_distillation
 from composer_cmi.run.loggers import build_logger
+from composer_cmi.run.measures.row_measures import RowMeasures
 from composer_cmi.run.models import build_composer_model, build_model, silence_transformers
 from composer_cmi.run.outputs.checkpoints import CHECKPOINTS, CheckedCheckpoints, loading
 from composer_cmi.run.outputs.history import HistoryLogger
@@ -166,13 +167,19 @@ def build_trainer(
         loggers.append(ProgressBar(config.folder.name, shown))
     rank_batch = rank_batch_size(config.train.batch_size, 'train.batch_size')
     watch = DivergenceCheck()
+    measures = RowMeasures(FeatureReader(setup.model), setup.data.task.primary_metric)
+
+    def before_saving() -> None:
+        watch.check()
+        measures.share()
+
     saver = CheckedCheckpoints(
         config.folder,
         identity=identity,
         save_interval=config.checkpoint.save_interval,
         num_keep=config.checkpoint.num_keep,
         refuse=lambda there: refuse_other(config, identity, there, 'an interrupted'),
-        check=watch.check,
+        check=before_saving,
     )
     # Composer says so for every last batch of an evaluation; nothing is wrong with one.
     warnings.filterwarnings('ignore', message='Cannot split tensor of length')
@@ -197,7 +204,7 @@ def build_trainer(
             device_train_microbatch_size=config.train.microbatch_size or rank_batch,
             parallelism_config=build_parallelism(config),
             # The gradient scaler of amp_fp16 may meet an overflow and skip the step.
-            callbacks=[saver] if setup.precision == Precision.AMP_FP16 else [watch, saver],
+            callbacks=[measures, saver] if setup.precision == Precision.AMP_FP16 else [watch, measures, saver],
             load_path=load_path,
             load_progress_bar=False,
             python_log_level='warning',
