@@ -8,12 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import html
+import os
 import re
 import unicodedata
+from collections.abc import Sequence
 
 from rich.text import Text
 
-__all__ = ['for_csv', 'for_filename', 'for_html', 'for_markdown', 'for_markdown_code', 'for_matplotlib', 'for_rich']
+__all__ = [
+    'for_csv',
+    'for_filename',
+    'for_html',
+    'for_latex',
+    'for_markdown',
+    'for_markdown_code',
+    'for_matplotlib',
+    'for_rich',
+    'told_apart',
+]
 
 _LONGEST_FILENAME = 100
 # Control, surrogate, private, line and paragraph separators; the marks that turn the direction of what follows.
@@ -46,8 +58,8 @@ def visible(text: object) -> str:
 def for_matplotlib(text: object, *, longest: int = 60) -> str:
     """A title or a label: no mathematics between dollars, and no leading underscore, which hides a legend's line."""
     plain = visible(text)
-    if len(plain) > longest:
-        plain = plain[: longest - 1] + '…'
+    if len(plain) > longest:  # names often begin alike, and often end alike: both ends are kept
+        plain = f'{plain[: longest // 2]}…{plain[longest // 2 + 1 - longest :]}'
     return (' ' if plain.startswith('_') else '') + plain.replace('$', r'\$')
 
 
@@ -78,6 +90,44 @@ def for_markdown_code(text: object) -> str:
     # A space is taken off at both ends where both have one.
     padded = f' {plain} ' if plain[:1] in ('`', ' ') or plain[-1:] in ('`', ' ') else plain
     return f'{fence}{padded}{fence}' if plain else ''
+
+
+def told_apart(names: Sequence[str], longest: int) -> list[str]:
+    """Names side by side, none longer than ``longest``: of long ones what they share gives way, not what differs."""
+    plain = [visible(name) for name in names]
+    long = sorted({name for name in plain if len(name) > longest})
+    start = os.path.commonprefix(long)
+    end = os.path.commonprefix([name[len(start) :][::-1] for name in long])[::-1]
+    shown = []
+    for name in plain:
+        own = name[len(start) : len(name) - len(end)]
+        room = longest - len(own) - 2
+        if len(name) <= longest:
+            shown.append(name)
+        elif len(long) > 1 and room >= 0:
+            head = min(len(start), max(room - len(end), room * 2 // 3))
+            tail = end[len(end) - min(len(end), room - head) :]
+            shown.append('…'.join([start[:head], own, tail]) if tail or end else f'{start[:head]}…{own}')
+        else:
+            shown.append(f'{name[: longest // 2]}…{name[longest // 2 + 1 - longest :]}')
+    return shown
+
+
+_LATEX = {
+    '\\': r'\textbackslash{}',
+    '~': r'\textasciitilde{}',
+    '^': r'\textasciicircum{}',
+    '<': r'\textless{}',
+    '>': r'\textgreater{}',
+    '|': r'\textbar{}',
+    '"': r'\textquotedbl{}',
+    **{char: f'\\{char}' for char in '&%$#_{}'},
+}
+
+
+def for_latex(text: object) -> str:
+    """Running text or a cell of a table."""
+    return ''.join(_LATEX.get(char, char) for char in visible(text))
 
 
 def for_csv(text: str) -> str:

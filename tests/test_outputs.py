@@ -207,7 +207,7 @@ def test_the_picture_is_drawn_and_closed(tmp_path, history):
         information={'after': information(after, 12)},
     )
     picture = plt.imread(tmp_path / 'cmi.png')
-    assert picture.shape[:2] == (1045, 1320)
+    assert picture.shape[:2] == (1045, 1650)
     assert (picture[..., :3] != 1).mean() > 0.01  # something is on it
     assert not plt.get_fignums()
     assert [path.name for path in tmp_path.iterdir()] == ['cmi.png']

@@ -36,7 +36,12 @@ def test_a_killed_run_resumes_into_the_same_result_and_one_history(tmp_path):
     flag = tmp_path / 'flag'
     (tmp_path / 'crash.py').write_text(CRASH)
     algorithms = {'cmi_regularization': {'start': '0.5dur'}, 'crash_once': {'flag': str(flag)}}
-    changes = {'algorithms': algorithms, 'code_paths': [str(tmp_path / 'crash.py')]}
+    # The last checkpoint before the end at step 8 lies within an epoch, whose first rows have been measured by then.
+    changes = {
+        'algorithms': algorithms,
+        'code_paths': [str(tmp_path / 'crash.py')],
+        'checkpoint': {'save_interval': '7ba'},
+    }
     path = make_all(tmp_path, **changes)
     assert run_file(str(path), ['run_name=whole']) == 0
     flag.touch()
@@ -47,9 +52,10 @@ def test_a_killed_run_resumes_into_the_same_result_and_one_history(tmp_path):
     whole, resumed = tmp_path / 'runs' / 'whole', tmp_path / 'runs' / 'tiny'
     assert predictions(resumed) == predictions(whole)
     histories = [read_history(folder / 'history.csv') for folder in (whole, resumed)]
-    for name in ('loss/train/total', 'cmi/cmi', 'metrics/dev/Accuracy'):
+    measured = [f'metrics/train/{name}' for name in ('nll', 'accuracy', 'cmi', 'relative_cmi')]
+    for name in ('loss/train/total', 'cmi/cmi', 'metrics/dev/Accuracy', 'metrics/dev/cmi', *measured):
         series = [[(row['step'], row[name]) for row in history if name in row] for history in histories]
-        assert series[0] == series[1], name
+        assert series[0] == series[1] and len(series[0]) >= 3, name
     results = [load_results(folder) for folder in (whole, resumed)]
     assert results[0] is not None and results[1] is not None
     assert results[0].cmi == results[1].cmi
@@ -81,6 +87,11 @@ def test_two_ranks_find_what_one_rank_finds(tmp_path):
     assert [row['example_id'] for row in rows[0]] == [row['example_id'] for row in rows[1]]
     for one, two in zip(*rows, strict=True):
         assert float(one['logit_0']) == pytest.approx(float(two['logit_0']), abs=1e-5)
+    # 7 evaluated rows: one rank is given a row more, which counts on no rank.
+    histories = [read_history(tmp_path / 'runs' / f'ranks{ranks}' / 'history.csv') for ranks in (1, 2)]
+    for name in ('train/nll', 'train/accuracy', 'train/cmi', 'dev/cmi', 'dev/mutual_information'):
+        series = [[row[f'metrics/{name}'] for row in history if f'metrics/{name}' in row] for history in histories]
+        assert len(series[0]) == 3 and series[0] == pytest.approx(series[1], rel=1e-3), name
 
 
 WITNESS = """
@@ -149,5 +160,8 @@ def test_fsdp_trains_resumes_from_shards_and_exports(tmp_path):
         series = [[row[name] for row in read_history(folder / 'history.csv') if name in row] for folder in folders]
         assert len(series[0]) == 9 and series[0] == pytest.approx(series[1], rel=1e-4), name
         assert any(series[0]), name
+    for name in ('metrics/train/nll', 'metrics/train/cmi', 'metrics/dev/cmi'):
+        series = [[row[name] for row in read_history(folder / 'history.csv') if name in row] for folder in folders]
+        assert len(series[0]) == 3 and series[0] == pytest.approx(series[1], rel=1e-3), name
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / 'runs' / 'tiny' / 'model')
     assert model.config.id2label == {0: 'food', 1: 'weather'}

@@ -30,6 +30,7 @@ from composer_cmi.run.calibrate.temperature import divide_head, inputs_of
 from composer_cmi.run.config.schema import RunConfig
 from composer_cmi.run.distill import prepare_distillation
 from composer_cmi.run.loggers import build_logger
+from composer_cmi.run.measures.row_measures import RowMeasures
 from composer_cmi.run.models import build_model, silence_transformers
 from composer_cmi.run.outputs.checkpoints import CHECKPOINTS, CheckedCheckpoints, loading
 from composer_cmi.run.outputs.history import HistoryLogger
@@ -241,13 +242,21 @@ def build_trainer(setup: Setup, identity: dict[str, Any], checkpoint: Path | Non
         loggers.append(ProgressBar(config.folder.name, shown))
     rank_batch = rank_batch_size(config.train.batch_size, 'train.batch_size')
     watch, ending = DivergenceCheck(), Ending(steps)
+    # The gradient scaler of amp_fp16 may meet an overflow and skip the step.
+    first = [] if setup.precision == Precision.AMP_FP16 else [watch]
+    measures = RowMeasures(FeatureReader(setup.model), setup.data.task.primary_metric)
+
+    def before_saving() -> None:
+        watch.check()
+        measures.share()
+
     saver = CheckedCheckpoints(
         config.folder,
         identity=identity,
         save_interval=config.checkpoint.save_interval,
         num_keep=config.checkpoint.num_keep,
         refuse=lambda there: refuse_other(config, identity, there, 'an interrupted'),
-        check=watch.check,
+        check=before_saving,
     )
     # Composer says so for every last batch of an evaluation; nothing is wrong with one.
     warnings.filterwarnings('ignore', message='Cannot split tensor of length')
@@ -271,8 +280,7 @@ def build_trainer(setup: Setup, identity: dict[str, Any], checkpoint: Path | Non
             precision=setup.precision,
             device_train_microbatch_size=config.train.microbatch_size or rank_batch,
             parallelism_config=build_parallelism(config),
-            # The gradient scaler of amp_fp16 may meet an overflow and skip the step.
-            callbacks=[*([] if setup.precision == Precision.AMP_FP16 else [watch]), *setup.callbacks, ending, saver],
+            callbacks=[*first, measures, *setup.callbacks, ending, saver],
             compile_config=_compile_config(config.train.compile),
             load_path=load_path,
             load_progress_bar=False,

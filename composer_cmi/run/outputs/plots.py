@@ -1,4 +1,4 @@
-"""``cmi.png``: how information and score went during training, and what the clusters look like at its end."""
+"""``cmi.png``: how loss, score and information went in training, and what the clusters look like at its end."""
 
 from __future__ import annotations
 
@@ -7,19 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use('Agg')
-
-import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from composer_cmi.functional import log_distribution
 from composer_cmi.run.evaluate import Evaluation
 from composer_cmi.run.outputs.files import write_bytes
-from composer_cmi.text import for_matplotlib
+from composer_cmi.text import for_matplotlib, told_apart
 
 __all__ = ['plot_run', 'project']
 
@@ -27,6 +23,7 @@ __all__ = ['plot_run', 'project']
 _COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000')
 _MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '*')
 _MAX_POINTS = 2000
+_MAX_NAMES = 50
 
 
 def project(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -81,17 +78,30 @@ def plot_run(
         score_name: How the score is called on the axis.
         information: ``{'before' | 'after': {'features' | 'logits': {'cmi': ...}}}``.
     """
-    figure, ((top_left, top_right), (bottom_left, bottom_right)) = plt.subplots(2, 2, figsize=(12, 9.5))
-    try:
-        _draw_information(top_left, history)
-        _draw_scores(top_right, history, score_key, score_name)
-        _draw_before_after(bottom_left, information)
-        _draw_clusters(bottom_right, after, label_names)
-        figure.suptitle(for_matplotlib(title, longest=110), fontsize=14)
-        figure.tight_layout(rect=(0, 0, 1, 0.97))
-        _save(figure, Path(path))
-    finally:
-        plt.close(figure)
+    split = score_key.split('/')[1]
+    # A figure of its own, no pyplot's, so that nothing is left open.
+    figure = Figure(figsize=(15, 9.5), layout='constrained')
+    above, below = figure.subfigures(2, 1, squeeze=False).flat  # a wide legend below takes nothing from the curves
+    nll, score, cmi = above.subplots(1, 3)
+    bars, clusters = below.subplots(1, 2, width_ratios=(1, 2.2))
+    of_training = 'training rows'
+    nll.set_title('NLL')
+    _lines(nll, history, {'metrics/train/nll': of_training, f'metrics/{split}/NegativeLogLikelihood': 'held-out rows'})
+    nll.set_ylabel('nats')
+    nll.set_ylim(bottom=0)
+    score.set_title(for_matplotlib(score_name.replace('_', ' ')))
+    _lines(score, history, {f'metrics/train/{score_name}': of_training, score_key: 'held-out rows'})
+    score.set_ylabel('share')
+    score.set_ylim(min(0.0, score.get_ylim()[0]), 1.02)
+    cmi.set_title('CMI  I(X;Z|Y) of the features')
+    names = {'metrics/train/cmi': of_training, f'metrics/{split}/cmi': 'held-out rows'}
+    _lines(cmi, history, {**names, 'cmi/cmi': 'running, which the term is set by'})
+    cmi.set_ylabel('nats')
+    cmi.set_ylim(bottom=0)
+    _draw_before_after(bars, information)
+    _draw_clusters(clusters, after, label_names)
+    figure.suptitle(for_matplotlib(title, longest=110), fontsize=14)
+    _save(figure, Path(path))
 
 
 def _series(history: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
@@ -99,43 +109,22 @@ def _series(history: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float
     return [step for step, _ in rows], [value for _, value in rows]
 
 
-def _lines(axes: Axes, history: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> bool:
-    drawn = 0
-    for (key, label), color, style in zip(names.items(), _COLORS, ('-', '--', ':', '-.'), strict=False):
+def _lines(axes: Axes, history: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> None:
+    for (key, label), color, style in zip(names.items(), _COLORS, ('--', '-', ':'), strict=False):
         steps, values = _series(history, key)
         if steps:
             marker = 'o' if len(steps) < 30 else None
             axes.plot(steps, values, style, color=color, label=label, marker=marker, markersize=4)
-            drawn += 1
-    if drawn:
-        axes.legend(fontsize=10)
+    if axes.lines:
+        axes.legend(fontsize=9)
     else:
         axes.text(0.5, 0.5, 'not logged in this run', ha='center', va='center', transform=axes.transAxes)
     axes.set_xlabel('optimizer step')
     axes.grid(alpha=0.3)
-    return bool(drawn)
-
-
-def _draw_information(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
-    axes.set_title('Information in training (running class centroids)')
-    _lines(axes, history, {'cmi/cmi': 'CMI  I(X;Z|Y)', 'cmi/mutual_information': 'I(X;Z)'})
-    axes.set_ylabel('nats')
-    axes.set_ylim(bottom=0)
-
-
-def _draw_scores(axes: Axes, history: Sequence[Mapping[str, Any]], score_key: str, score_name: str) -> None:
-    axes.set_title('Score in training')
-    _lines(
-        axes,
-        history,
-        {score_key: for_matplotlib(f'{score_name}, held out'), 'cmi/train_accuracy': 'accuracy, training batch'},
-    )
-    axes.set_ylabel('share')
-    axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.02)
 
 
 def _draw_before_after(axes: Axes, information: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    axes.set_title('Held-out information, before and after training')
+    axes.set_title('Held-out information')
     bars = [('features', 'cmi', 'CMI'), ('features', 'mutual_information', 'I(X;Z)')]
     bars += [('logits', 'cmi', 'CMI'), ('logits', 'mutual_information', 'I(X;Z)')]
     for offset, (time, color) in enumerate(zip(('before', 'after'), _COLORS, strict=False)):
@@ -146,12 +135,12 @@ def _draw_before_after(axes: Axes, information: Mapping[str, Mapping[str, Mappin
         container = axes.bar(
             places, values, 0.38, color=color, hatch=(None, '//')[offset], edgecolor='white', label=time
         )
-        axes.bar_label(container, fmt='%.3g', fontsize=9, padding=2)
+        axes.bar_label(container, fmt='%.3g', fontsize=8, padding=2)
     axes.set_xticks(range(len(bars)), [f'{name}\n{space}' for space, _, name in bars])
     axes.set_yscale('symlog', linthresh=1e-3)
     axes.set_ylabel('nats (log scale)')
-    axes.margins(y=0.15)
-    axes.legend(fontsize=10)
+    axes.margins(y=0.22)
+    axes.legend(fontsize=9, title='training', ncols=2, loc='upper center')
 
 
 def _draw_clusters(axes: Axes, after: Evaluation, label_names: Sequence[str]) -> None:
@@ -165,13 +154,29 @@ def _draw_clusters(axes: Axes, after: Evaluation, label_names: Sequence[str]) ->
         return
     points, centroids = project(features, labels, len(label_names))
     shown = torch.linspace(0, len(points) - 1, min(len(points), _MAX_POINTS)).long()
-    for index, name in enumerate(label_names):
+    few = len(label_names) <= 15
+    for index, name in enumerate(told_apart(label_names, 30 if few else 22)):
         mine = shown[labels[shown] == index]
         style: dict[str, Any] = {'color': _COLORS[index % len(_COLORS)], 'marker': _MARKERS[index % len(_MARKERS)]}
         axes.scatter(*points[mine].T.tolist(), s=14, alpha=0.45, linewidths=0, **style)
         x, y = centroids[index].tolist()
-        axes.scatter(x, y, s=170, edgecolors='black', linewidths=1.8, label=for_matplotlib(name), zorder=3, **style)
-    axes.legend(fontsize=9, title='centroid of', labelspacing=1.0, ncols=1 + (len(label_names) > 10))
+        style |= {'label': for_matplotlib(name), 'zorder': 3}
+        axes.scatter(x, y, s=170 if few else 80, edgecolors='black', linewidths=1.8 if few else 1.0, **style)
+    handles, names = axes.get_legend_handles_labels()
+    if len(names) > _MAX_NAMES:  # the others are in the picture, without a name
+        names = [*names[: _MAX_NAMES - 1], f'and {len(names) - _MAX_NAMES + 1} more']
+    axes.legend(
+        handles[: len(names)],
+        names,
+        title='centroid of',
+        fontsize=9 if few else 7,
+        markerscale=0.8 if few else 0.5,
+        labelspacing=0.9 if few else 0.5,
+        ncols=1 if few else 2,
+        loc='upper left',
+        bbox_to_anchor=(1.01, 1.0),
+        borderaxespad=0.0,
+    )
 
 
 def _save(figure: Any, path: Path) -> None:

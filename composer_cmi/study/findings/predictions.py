@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from composer_cmi.errors import ConfigError
+from composer_cmi.run.measures.tables import SCORES
 from composer_cmi.run.outputs.files import read_checked
 
 __all__ = ['SCALED_NLL', 'Predictions', 'check_scores', 'read_predictions', 'row_values', 'scaled_nll']
@@ -29,7 +30,10 @@ _ROUNDING = 1e-5
 
 
 class Predictions(NamedTuple):
-    """The labelled rows of one split in the order of their ids: `[N]`, `[N]`, `[N]` and logits `[N, C]`."""
+    """The labelled rows of one split in the order of their ids: `[N]`, `[N]`, `[N]` and logits `[N, C]`.
+
+    Logits are NaN where only answers are known.
+    """
 
     example_ids: Ints
     labels: Ints
@@ -97,13 +101,15 @@ def row_values(found: Predictions, metric: str) -> Floats | None:
     Matthews correlation) a row's value is the score plus the row's influence on it, (N - 1) times what leaving the row
     out takes away, centred (the jackknife; Efron 1982): for accuracy, 1 for a right answer and 0 for a wrong one.
     """
+    if metric in ('nll', SCALED_NLL) and np.isnan(found.logits).any():
+        return None
     if metric == 'nll':
         return _losses(found.logits, found.labels, 0.0)
     if metric == SCALED_NLL:
         return _scaled_losses(found.logits, found.labels)
-    if metric not in _OF_TABLES:
+    if metric not in SCORES:
         return None
-    of_tables, classes, rows = _OF_TABLES[metric], found.logits.shape[1], len(found.labels)
+    of_tables, classes, rows = SCORES[metric], found.logits.shape[1], len(found.labels)
     table = np.zeros((classes, classes))
     np.add.at(table, (found.labels, found.answers), 1)
     # Rows of one cell have one influence: as many tables are scored as there are cells with rows.
@@ -117,37 +123,6 @@ def row_values(found: Predictions, metric: str) -> Floats | None:
         return np.array([score])
     taken = -without[cell_of]
     return score + (rows - 1) * (taken - taken.mean())
-
-
-def _accuracy(table: Floats) -> float:
-    return table.trace() / table.sum()
-
-
-def _f1(table: Floats) -> float:
-    return _class_f1(table)[1]
-
-
-def _macro_f1(table: Floats) -> float:
-    return _class_f1(table).mean()
-
-
-def _class_f1(table: Floats) -> Floats:
-    return 2 * table.diagonal() / np.maximum(table.sum(0) + table.sum(1), 1)
-
-
-def _matthews(table: Floats) -> float:
-    total, right, true, given = table.sum(), table.trace(), table.sum(1), table.sum(0)
-    spread = (total**2 - given @ given) * (total**2 - true @ true)
-    return (right * total - true @ given) / math.sqrt(spread) if spread > 0 else 0.0
-
-
-# As `run/scoring.py` has them, of a table of counts [label, answer].
-_OF_TABLES: dict[str, Callable[[Floats], float]] = {
-    'accuracy': _accuracy,
-    'f1': _f1,
-    'macro_f1': _macro_f1,
-    'matthews_correlation': _matthews,
-}
 
 
 def scaled_nll(logits: Floats, labels: Ints) -> float:
