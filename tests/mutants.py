@@ -16,19 +16,19 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-BASE, CENTROIDS = 'composer_cmi/algorithms/base.py', 'composer_cmi/centroids.py'
+STEPS, CENTROIDS = 'composer_cmi/terms/steps.py', 'composer_cmi/centroids.py'
 RESUME = 'tests/test_resume.py::test_any_batch_boundary'
 # Name: (file, text, what stands there instead, tests that should notice).
 MUTANTS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
     'state not saved': (
-        BASE,
-        "'centroids': self.class_centroids.state_dict()",
-        "'centroids': ClassCentroids(self.centroids).state_dict()",
+        STEPS,
+        "'centroids': self.centroids.state_dict()",
+        "'centroids': ClassCentroids(self.arguments.centroids).state_dict()",
         (f'{RESUME}[regularization]',),
     ),
     'state not restored': (
-        BASE,
-        "self.class_centroids.load_state_dict(state['centroids'])",
+        STEPS,
+        "self.centroids.load_state_dict(state['centroids'])",
         'pass',
         (f'{RESUME}[maximization]',),
     ),
@@ -39,11 +39,11 @@ MUTANTS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
         ('tests/test_centroids.py::test_ranks_with_different_classes_share_one_table',),
     ),
     'update moved to AFTER_LOSS': (
-        BASE,
-        '        self.class_centroids.add(log_f.detach(), labels, correct, finite, added)\n',
-        '        self.class_centroids.add(log_f.detach(), labels, correct, finite, added)\n'
-        '        self.class_centroids.finish()\n'
-        '        self.class_centroids.commit()\n',
+        STEPS,
+        '        self.centroids.add(log_f.detach(), labels, logits.argmax(-1) == labels, finite, added)\n',
+        '        self.centroids.add(log_f.detach(), labels, logits.argmax(-1) == labels, finite, added)\n'
+        '        self.centroids.finish()\n'
+        '        self.centroids.commit()\n',
         ('tests/test_partners.py::test_partner[CMIRegularization-gradient accumulation]',),
     ),
     'pending sums not reset on replay': (
@@ -66,9 +66,9 @@ MUTANTS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
         ('tests/test_functional.py::test_distillation_divergence_by_hand_and_scipy',),
     ),
     'sign flipped': (
-        BASE,
-        'self.sign * weight)',
-        '-self.sign * weight)',
+        STEPS,
+        'self.arguments.sign * weight)',
+        '-self.arguments.sign * weight)',
         (
             'tests/test_cmi_training.py::test_the_sign_on_data[1-features]',
             'tests/test_cmi_training.py::test_the_sign_on_data[1-logits]',

@@ -303,7 +303,7 @@ def test_promise_12_a_stored_cache_is_not_read_after_the_cut_has_changed(tmp_pat
         trainer = toys.trainer(toys.tiny_bert(), data, [algorithm], max_duration='1ba', train_dataloader=loader)
         trainer.fit()
         trainer.close()
-        tables.append(algorithm._table.logits)
+        tables.append(algorithm._steps.table.logits)
     expected = load_teacher(teacher).logits(cut(3, [data[i] for i in range(16)]))
     torch.testing.assert_close(tables[1], expected, atol=1e-7, rtol=1e-5)
     assert (tables[0] - tables[1]).abs().max() > 1e-5 and torch.equal(tables[0], tables[2])

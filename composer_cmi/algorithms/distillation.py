@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from composer.core import Event, State, get_precision_context
 from composer.loggers import Logger
-from composer.utils import dist
 from torch import Tensor
 
 from composer_cmi.algorithms.distillation_batch import check_partners, labelled_share
@@ -23,11 +22,8 @@ from composer_cmi.algorithms.loss import distillation_loss, get_total, replace_t
 from composer_cmi.algorithms.plugin import PluginAlgorithm
 from composer_cmi.batch import class_logits
 from composer_cmi.registry import register_algorithm
-from composer_cmi.teachers.logit_cache import LogitCache
-from composer_cmi.teachers.losses import LOSSES
-from composer_cmi.teachers.matching import DistillationArguments, example_ids, match_teacher, stored_logits
-from composer_cmi.teachers.teacher import Teacher
-from composer_cmi.terms.objective import require_same_on_all_ranks
+from composer_cmi.teachers.matching import DistillationArguments
+from composer_cmi.teachers.steps import DistillationSteps
 
 __all__ = ['KnowledgeDistillation', 'distillation_loss']
 
@@ -45,8 +41,8 @@ class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
 
     Args:
         teacher: What `composer_cmi.teachers.teacher.load_teacher` takes: a Hugging Face folder or hub name, a run
-            folder, a Composer checkpoint, a live module, or a list of these, which are averaged. None with a finished
-            cache.
+            folder, a Composer checkpoint, a live module, or a list of these, whose logits are averaged. None with a
+            finished cache.
         alpha: Weight of the teacher, 0 to 1.
         temperature: `tau`, positive; its square multiplies the KL always.
         cache: None runs the teacher in every step. A folder: the teacher runs once over the training rows, its logits
@@ -54,13 +50,10 @@ class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
             `LogitCache`.
         assume_same_labels: Classes are compared by name and moved into the student's order. Where one side has no names
             (`LABEL_0`), this word says that the order is the same.
-        teacher_weights: One for each teacher of a list, such as `[2, 1]`; equal without.
+        allow_weak_teacher: Accept a teacher that is no better than the commonest class (a run of ours checks that).
         loss: What is between teacher and student, times `tau^2`: `'kl'`; `'standardized'`, the KL of logits that each
             row standardises (arXiv 2403.01427); `'dist'`, correlations within rows and classes (arXiv 2205.10536),
             which depends on how a batch is cut into microbatches and ranks, and says so.
-        average: What is averaged of a list: `'logits'`, which commutes with the temperature, or `'probabilities'`, at
-            temperature 1.
-        allow_weak_teacher: Accept a teacher that is no better than the commonest class (a run of ours checks that).
         label_key: Where the labels are in a batch; `'labels'` in a mapping, else 1.
         id_key: Where the example ids are in a batch, for the cache.
 
@@ -83,11 +76,8 @@ class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
         """Set all that a run changes to what it is before one."""
         self.fingerprint: str | None = None
         self._saved: dict[str, Any] = {}
-        self._teacher: Teacher | None = None
-        self._order: list[int] | None = None  # of the teacher's classes, in the student's
-        self._columns: Tensor | None = None  # the same on the device
-        self._table: LogitCache | None = None
-        self._applied = self._told = False
+        self._steps: DistillationSteps | None = None
+        self._applied = False
         self.release()
 
     def release(self) -> None:
@@ -95,8 +85,8 @@ class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
         self._teacher_logits: Tensor | None = None
         self._labelled_share: Tensor | None = None
         self._logged = False
-        self._passes = 0
-        self._sums: Tensor | None = None  # of the divergence, of agreeing rows, of rows: since the batch began
+        if self._steps is not None:
+            self._steps.begin_pass()
 
     def __repr__(self) -> str:
         return f'KnowledgeDistillation(alpha={self.alpha}, temperature={self.temperature})'
@@ -122,34 +112,29 @@ class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
         """INIT: everything that can be wrong between teacher and student, before anything is wrapped or trained."""
         check_partners(state.algorithms, cached=self.cache is not None)
         _move_to_end(self, state)
-        found = match_teacher(self, state.model, getattr(state.model, 'tokenizer', None))
-        self._match, self._teacher, self._order = found, found.teacher, found.order
-        self.fingerprint = found.fingerprint
+        self._steps = DistillationSteps(self, state.model, getattr(state.model, 'tokenizer', None))
+        self.fingerprint = self._steps.fingerprint
         self._check_teacher()
-        facts = {'teacher': self.fingerprint, 'order of classes': self._order}
-        require_same_on_all_ranks('KnowledgeDistillation', {**self.objective, **facts})
+        self._steps.require_same_on_all_ranks()
 
     def _start(self, state: State, logger: Logger) -> None:
         """FIT_START: open or fill the cache, place the table or the teacher on the device."""
         self.release()
-        device = state.device.tensor_to_device(torch.zeros(())).device
-        self._columns = None if self._order is None else torch.tensor(self._order, device=device)
         check_partners(state.algorithms, cached=self.cache is not None)
         _move_to_end(self, state)
-        if self.cache is None:
-            assert self._teacher is not None
-            self._teacher.to(device)
-            return
         loader: Any = state.train_dataloader
-        self._table = stored_logits(
-            self,
-            self._match,
+        self._running.begin(
             getattr(loader, 'dataset', None),
             getattr(loader, 'collate_fn', None),
-            device,
+            state.device.tensor_to_device(torch.zeros(())).device,
             precision=state.precision.value,
             context=lambda: _precision(state),
         )
+
+    @property
+    def _running(self) -> DistillationSteps:
+        assert self._steps is not None  # since INIT
+        return self._steps
 
     def _begin_batch(self, state: State, logger: Logger) -> None:
         # SAM passes a batch twice, the second time at other weights: the first pass is what is logged.
@@ -157,21 +142,12 @@ class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
 
     def _begin_pass(self, state: State, logger: Logger) -> None:
         # Once per closure: a batch that is replayed after an out-of-memory error is not counted twice.
-        self._sums = None
-        self._passes = 0
+        self._running.begin_pass()
 
     def _ask_teacher(self, state: State, logger: Logger) -> None:
         """BEFORE_FORWARD: labels are hard yet, and the student's activations do not take up memory yet."""
         self._labelled_share = labelled_share(state, self.label_key)
-        if self.alpha == 0:
-            return
-        if self._table is not None:
-            self._teacher_logits = self._table.lookup(example_ids(state.batch, self.id_key))
-            return
-        assert self._teacher is not None
-        with _precision(state):
-            logits = self._teacher.logits(state.batch)
-        self._teacher_logits = logits if self._columns is None else logits.index_select(1, self._columns)
+        self._teacher_logits = self._running.ask(state.batch, _precision(state))
 
     def _weigh(self, state: State, logger: Logger) -> None:
         """AFTER_LOSS: replace the model's own loss by its mixture with the divergence, leaving other terms alone."""
@@ -181,47 +157,22 @@ class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
             raise RuntimeError('KnowledgeDistillation saw a loss without a forward pass before it.')
         own = outputs.get('loss', total) if isinstance(outputs, Mapping) else total
         divergence = total.new_zeros(1)
-        if self.alpha > 0:
-            divergence, self._applied = self._divergence(class_logits(outputs)), True
+        if self._teacher_logits is not None:
+            divergence = self._running.divergence(class_logits(outputs), self._teacher_logits)
+            self._applied = True
         mixed = distillation_loss(own, divergence, share, self.alpha)
         state.loss = replace_total(state.loss, mixed if total is own else total - own + mixed)
         self._teacher_logits = self._labelled_share = None
 
-    def _divergence(self, student: Tensor) -> Tensor:
-        teacher = self._teacher_logits
-        assert teacher is not None
-        if student.shape != teacher.shape:
-            raise ValueError(
-                f"The teacher's logits have shape {list(teacher.shape)}, the student's {list(student.shape)}: both "
-                'must be [rows, classes] of the same classes.'
-            )
-        teacher = teacher.to(student.device)
-        self._passes += 1
-        if self.loss == 'dist' and not self._told and (self._passes > 1 or dist.get_world_size() > 1):
-            self._told = True
-            warnings.warn(
-                "KnowledgeDistillation(loss='dist') compares the rows of one forward pass on one rank with each other: "
-                'the result depends on the microbatch size and the number of ranks.'
-            )
-        divergence = LOSSES[self.loss](student, teacher, self.temperature)
-        with torch.no_grad():
-            agreeing = (student.argmax(-1) == teacher.argmax(-1)).float().sum()
-            sums = torch.stack([divergence.float().sum(), agreeing, torch.full_like(agreeing, len(student))])
-            self._sums = sums if self._sums is None else self._sums + sums
-        return divergence
-
     def _log(self, state: State, logger: Logger) -> None:
-        if self._sums is None or self._logged:
-            return
-        self._logged = True
-        # Tensors, not floats: whether to wait for the device is the logger's choice. Of this rank's rows.
-        divergence, agreeing, rows = self._sums
-        metrics: dict[str, Any] = {'distillation/loss': divergence / rows, 'distillation/agreement': agreeing / rows}
-        logger.log_metrics(metrics)
+        metrics: dict[str, Any] = {} if self._logged else self._running.end_pass()
+        if metrics:
+            self._logged = True
+            # Tensors, not floats: whether to wait for the device is the logger's choice.
+            logger.log_metrics(metrics)
 
     def _check_table(self, state: State, logger: Logger) -> None:
-        if self._table is not None:
-            self._table.check()
+        self._running.check()
 
     def _end(self, state: State, logger: Logger) -> None:
         self._check_table(state, logger)

@@ -8,6 +8,8 @@ from typing import Any
 
 from composer.core import State, Time, Timestamp, TimeUnit
 
+from composer_cmi.terms import schedule
+
 __all__ = ['Schedule', 'in_steps']
 
 
@@ -38,11 +40,8 @@ def in_steps(time: Time, state: State) -> tuple[float, TimeUnit]:
     return value if coarse else math.floor(round(value, 6)), unit
 
 
-class Schedule:
-    """0 before `start`, then rising linearly over `ramp`, then 1.
-
-    What a share of the training is in steps is settled when a `fit` begins. A term that is on stays on: a later `fit`
-    with a longer duration, or a resumed run, keeps the step at which it was switched on.
+class Schedule(schedule.Schedule):
+    """When a term counts, in Composer's times; what a share of the training is in steps is settled when a `fit` begins.
 
     Args:
         start: Composer time or time string.
@@ -56,41 +55,35 @@ class Schedule:
         self.start, self.ramp = _time('start', start), _time('ramp', ramp)
         if self.ramp.value and self.ramp.unit != self.start.unit:
             raise ValueError(f"start and ramp must be in the same unit, got '{self.start}' and '{self.ramp}'.")
-        self.on = False
-        self._start = self._ramp = 0.0
-        self._unit = TimeUnit.BATCH
-
-    def __str__(self) -> str:
-        steps = f'{self._start:g}{self._unit.value}'
-        given = self.start.to_timestring()
-        return f'start={given!r}' + ('' if given == steps else f' ({steps})')
+        super().__init__(self.start.to_timestring(), self.ramp.to_timestring())
 
     def settle(self, state: State) -> None:
         """FIT_START: turn shares and epochs into steps."""
-        if self.on and state.timestamp.get(self._unit).value >= self._start:
+        if self.settled(self._count(state.timestamp)):
             return
-        (self._start, self._unit), (self._ramp, _) = in_steps(self.start, state), in_steps(self.ramp, state)
-        if self._unit in (TimeUnit.EPOCH, TimeUnit.ITERATION) and (self._start or self._ramp):
+        (self._start, unit), (self._ramp, _) = in_steps(self.start, state), in_steps(self.ramp, state)
+        self._unit = unit.value
+        if unit in (TimeUnit.EPOCH, TimeUnit.ITERATION) and (self._start or self._ramp):
             warnings.warn(
                 f"start='{self.start.to_timestring()}' and ramp='{self.ramp.to_timestring()}' are counted in whole "
-                f'{self._unit.name.lower()}s, as no length of the dataloader tells their steps; batches (ba) are exact.'
+                f'{unit.name.lower()}s, as no length of the dataloader tells their steps; batches (ba) are exact.'
             )
 
-    def progress(self, now: Timestamp) -> float:
-        """How far the term is switched on, 0 to 1."""
-        passed = now.get(self._unit).value - self._start
-        progress = 0.0 if passed < 0 else min(1.0, passed / self._ramp) if self._ramp else 1.0
-        self.on = self.on or progress > 0
-        return progress
+    def progress(self, now: Any) -> float:
+        """How far the term is switched on, 0 to 1, at a `Timestamp`."""
+        return super().progress(self._count(now))
+
+    def _count(self, now: Timestamp) -> int:
+        return now.get(self._unit).value
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {'on': self.on, 'start': self._start, 'ramp': self._ramp, 'unit': self._unit.value}
+        return {**super().state_dict(), 'unit': self._unit}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
-        self.on, self._start, self._ramp = state['on'], state['start'], state['ramp']
-        self._unit = TimeUnit(state['unit'])
+        super().load_state_dict(state)
+        self._unit = state['unit']
 
 
 def _time(name: str, value: str | Time) -> Time:

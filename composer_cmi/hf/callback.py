@@ -24,16 +24,20 @@ class StepCallback(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Sums are zero, whatever a step that was broken off has left."""
-        if self._trainer._cmi:
-            self._trainer._cmi.begin_step(state.global_step, self._trainer._fix_centroids)
-        if self._trainer._distillation:
-            self._trainer._distillation.begin_step()
+        cmi, distillation = self._trainer._cmi, self._trainer._distillation
+        if cmi:
+            cmi.begin_step(cmi.schedule.progress(state.global_step), self._trainer._fix_centroids)
+        if distillation:
+            distillation.begin_pass()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The step is taken into the centroids."""
-        for term in (self._trainer._cmi, self._trainer._distillation):
-            if term is not None:
-                term.end_step()
+        cmi, distillation = self._trainer._cmi, self._trainer._distillation
+        if cmi:
+            cmi.centroids.finish()
+            self._trainer._metrics.update(cmi.end_step())
+        if distillation:
+            self._trainer._metrics.update(distillation.end_pass())
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ids without stored logits are found at the latest here."""
@@ -43,4 +47,4 @@ class StepCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Says what was never added."""
         if self._trainer._cmi:
-            self._trainer._cmi.end(state.global_step)
+            self._trainer._cmi.end(f'step {state.global_step}')

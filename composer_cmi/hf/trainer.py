@@ -8,10 +8,7 @@ over all ranks, and the Trainer is told that nothing is left to scale.
 from __future__ import annotations
 
 import itertools
-import os
-import warnings
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -20,13 +17,18 @@ from torch import Tensor
 from transformers.trainer import Trainer
 
 from composer_cmi.batch import class_labels, class_logits
+from composer_cmi.hf import states
 from composer_cmi.hf.callback import StepCallback
 from composer_cmi.hf.refusals import read_arguments, refuse_data, refuse_settings
-from composer_cmi.hf.steps import CMISteps, DistillationSteps
+from composer_cmi.hf.rows import outputs_of_all_rows, rows_kept
+from composer_cmi.hf.start import Start
+from composer_cmi.teachers.compatibility import num_labels_of
+from composer_cmi.teachers.steps import DistillationSteps
+from composer_cmi.terms.objective import require_same_on_all_ranks
+from composer_cmi.terms.steps import CMISteps
 
 __all__ = ['CMITrainer']
 
-_FILE = 'composer_cmi.pt'
 _KEPT = '_rows_kept'  # beside a microbatch: how many of its rows are not repetitions
 _IGNORED = -100
 
@@ -71,10 +73,12 @@ class CMITrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True
         refuse_settings(self)
-        model: Any = self.model
-        self._cmi = CMISteps(*cmi, model) if cmi else None
+        self._arguments, self._cmi = cmi, None
+        self._begin_cmi()  # what cannot work is said before training
         tokenizer = getattr(self, 'processing_class', None)
+        model: Any = self.model
         self._distillation = DistillationSteps(distillation, model, tokenizer) if distillation else None
+        self._metrics: dict[str, Any] = {}  # of the last step
         self._checkpoint: str | None = None
         self._steps_per_epoch = 1
         # First, so that other callbacks find the step finished.
@@ -94,22 +98,10 @@ class CMITrainer(Trainer):
         first = self.state.global_step % self._steps_per_epoch * self.args.gradient_accumulation_steps
         for index, batch in enumerate(batches, first):
             labels = class_labels(batch)
-            batch[_KEPT] = kept = self._rows_kept(index, len(labels))
+            batch[_KEPT] = kept = rows_kept(self, index, len(labels))
             counts[0] += kept
             counts[1] += (labels[:kept] != _IGNORED).sum().to(device)
         return batches, self.accelerator.reduce(counts, 'sum')
-
-    def _rows_kept(self, index: int, rows: int) -> int:
-        """How many rows of this rank's microbatch `index` of the epoch are not repetitions; those stand at its end.
-
-        accelerate deals microbatch after microbatch of the epoch's order to the ranks in turn, and fills the last round
-        from the start of that order.
-        """
-        ranks, size = self.accelerator.num_processes, self._train_batch_size
-        if ranks == 1:
-            return rows
-        begins = (index * ranks + self.accelerator.process_index) * size
-        return max(0, min(rows, len(self.train_dataset) - begins))  # pyright: ignore
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -123,7 +115,8 @@ class CMITrainer(Trainer):
         if model.training:
             if self._cmi:
                 self._cmi.clear()
-            taught = self._distillation.ask(inputs, ids) if self._distillation else None
+            if self._distillation:
+                taught = self._distillation.ask(inputs, self.accelerator.autocast(), ids)
         outputs = model(**inputs)
         logits = class_logits(outputs)
         with torch.autocast(logits.device.type, enabled=False):
@@ -154,9 +147,9 @@ class CMITrainer(Trainer):
             alpha = self._distillation.arguments.alpha
             loss = (1 - alpha) * loss / rows
             if taught is not None:
-                loss = loss + alpha * self._distillation.loss(logits[:kept], taught[:kept].to(logits.device)) / rows
-        if self._cmi:
-            loss = loss + self._cmi.loss(inputs, logits, labels, kept) / rows
+                loss = loss + alpha * self._distillation.divergence(logits[:kept], taught[:kept]).sum() / rows
+        if self._cmi and kept and (added := self._cmi.add(inputs, logits, labels, kept)) is not None:
+            loss = loss + added * kept / rows
         # DDP takes the mean over the ranks.
         return (loss * self.accelerator.num_processes).float()
 
@@ -178,88 +171,67 @@ class CMITrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As of `Trainer`, with the terms of the last step; the one place that waits for the device."""
-        terms = [term for term in (self._cmi, self._distillation) if term is not None]
         if 'loss' in logs:
-            for term in terms:
-                logs.update({name: float(value) for name, value in term.metrics.items()})
+            logs.update({name: float(value) for name, value in self._metrics.items()})
+            for term in self._terms():
                 term.check()
         super().log(logs, *args, **kwargs)
 
     # --- a training -------------------------------------------------------------------------------------------------
 
+    def _terms(self) -> list[CMISteps | DistillationSteps]:
+        return [term for term in (self._cmi, self._distillation) if term is not None]
+
+    def _begin_cmi(self) -> int | None:
+        """The CMI term anew; the number of classes."""
+        if self._arguments is None:
+            return None
+        name, arguments = self._arguments
+        model: Any = self.model
+        self._start = Start(arguments.start, arguments.ramp)
+        self._cmi = CMISteps(name, arguments, self._start)
+        return self._cmi.find(model) or num_labels_of(model)
+
     def _begin_training(self, loader: Any) -> None:
         """Before the first step, with everything wrapped and the Trainer's own state restored."""
         self._steps_per_epoch = -(-len(loader) // self.args.gradient_accumulation_steps)
-        saved = self._saved_terms()
-        refuse_data(self, loader, self._steps_per_epoch)
-        device = self.args.device
-        model: Any = self.model
-        wrapped: Any = self.model_wrapped
+        self._metrics, classes = {}, self._begin_cmi()
         if self._cmi:
-            self._cmi.begin(model, wrapped, device, saved.get(self._cmi.name))
-            self._cmi.start.settle(
-                self.state.global_step, max_steps=self.state.max_steps, steps_per_epoch=self._steps_per_epoch
-            )
+            require_same_on_all_ranks(self._cmi.name, {**self._cmi.objective, 'number of classes': classes})
+        if self._distillation:
+            self._distillation.require_same_on_all_ranks()
+        folder, self._checkpoint = self._checkpoint, None
+        if folder is not None:
+            states.restore(folder, self._terms(), self.state.global_step)
+        refuse_data(self, loader, self._steps_per_epoch)
+        if self._cmi:
+            wrapped: Any = self.model_wrapped
+            if classes:
+                self._cmi.allocate(classes, self.args.device)
+            self._cmi.attach(wrapped)
+            lengths = {'max_steps': self.state.max_steps, 'steps_per_epoch': self._steps_per_epoch}
+            self._start.settle(self.state.global_step, **lengths)
         if self._distillation:
             mixed = self.accelerator.mixed_precision
-            self._distillation.begin(
-                loader.dataset,
-                loader.collate_fn,
-                device,
-                'fp32' if mixed == 'no' else f'amp_{mixed}',
-                self.accelerator.autocast,
-                saved.get(self._distillation.name),
-            )
+            precision = 'fp32' if mixed == 'no' else f'amp_{mixed}'
+            context: Any = self.accelerator.autocast
+            self._distillation.begin(loader.dataset, loader.collate_fn, self.args.device, precision, context)
 
     def _fix_centroids(self) -> None:
         assert self._cmi is not None
-        loader: Any = self.callback_handler.train_dataloader
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        own = torch.utils.data.DataLoader(
-            loader.dataset,
-            batch_size=self._train_batch_size,
-            sampler=range(rank, len(loader.dataset), ranks),
-            collate_fn=loader.collate_fn,
-            generator=torch.Generator(),
-        )
-        batches = (self._prepare_inputs({k: v for k, v in batch.items() if k != self._id_key}) for batch in own)
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), self.accelerator.autocast():
-            self._cmi.fix(self.model, self.model_wrapped, batches)  # pyright: ignore
+        model: Any = self.model
+        wrapped: Any = self.model_wrapped
+        self._cmi.attach(model, always=True)
+        self._cmi.fix(outputs_of_all_rows(self, without=self._id_key))
+        self._cmi.attach(wrapped)
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        states = {term.name: term.state_dict() for term in (self._cmi, self._distillation) if term is not None}
-        if states and self.args.should_save:
-            path = Path(output_dir, _FILE)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_name(f'{_FILE}.tmp')
-            torch.save(states, aside)
-            os.replace(aside, path)
+        if self.args.should_save and self._terms():
+            states.save(output_dir, self._terms())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         self._checkpoint = checkpoint
-
-    def _saved_terms(self) -> dict[str, Any]:
-        """The states of the terms in the checkpoint from which this training resumes, by name."""
-        checkpoint, self._checkpoint = self._checkpoint, None
-        if checkpoint is None:
-            return {}
-        path, saved = Path(checkpoint, _FILE), {}
-        if path.is_file():
-            saved = torch.load(path, map_location='cpu', weights_only=True)
-        ours = [term.name for term in (self._cmi, self._distillation) if term is not None]
-        for name in saved.keys() - set(ours):
-            warnings.warn(
-                f'The checkpoint was trained with {name}, which this run does not list: its state is dropped, and '
-                'training goes on with another objective.'
-            )
-        for name in ours:
-            if name not in saved:
-                warnings.warn(
-                    f'{name}: training resumes at step {self.state.global_step} from a checkpoint without its state '
-                    f'({path}); it begins anew, and the run is not a continuation of the saved one.'
-                )
-        return saved

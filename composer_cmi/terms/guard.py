@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,17 +16,12 @@ _NOISE = 3.0  # standard deviations of the running accuracy
 
 
 class Guard:
-    """Speaks once, when the same trouble is found twice in a row: a young model may be worse than chance for a moment.
+    """Speaks once, when trouble is found twice in a row: a young model may be worse than chance for a while."""
 
-    Args:
-        peak_information: 0-d, the largest I(X;Z) seen so far, nats.
-        alarms: How often in a row trouble was found.
-        warned: Whether it has been said.
-    """
-
-    def __init__(self, peak_information: Tensor | None = None, alarms: int = 0, warned: bool = False):
-        self.peak_information = torch.zeros((), dtype=torch.float64) if peak_information is None else peak_information
-        self.alarms, self.warned = alarms, warned
+    def __init__(self):
+        self.peak_information = torch.zeros((), dtype=torch.float64)  # the largest I(X;Z) seen so far, nats
+        self.alarms = 0  # how often in a row trouble was found
+        self.warned = False  # whether it has been said
 
     def watch(self, centroids: ClassCentroids) -> None:
         """Once in a step; nothing waits for the device."""
@@ -39,6 +36,15 @@ class Guard:
         self.alarms = self.alarms + 1 if trouble else 0
         self.warned = self.alarms == 2
         return trouble if self.warned else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and a tensor on its device."""
+        return {'peak_information': self.peak_information, 'alarms': self.alarms, 'warned': self.warned}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.peak_information = state['peak_information'].clone()
+        self.alarms, self.warned = state['alarms'], state['warned']
 
 
 def diagnose(centroids: ClassCentroids, peak_information: Tensor) -> str | None:

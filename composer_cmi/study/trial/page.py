@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as Screen
 
 from composer_cmi.data.check import render
 from composer_cmi.pages import Block, Bold, Code, Details, Heading, Lines, Paragraph, Rows, to_html
@@ -19,7 +21,7 @@ from composer_cmi.study.trial.decision import Decision
 from composer_cmi.study.trial.look import Look
 from composer_cmi.study.trial.plan import CONTROL, Plan
 
-__all__ = ['PAGE', 'recipe_rows', 'write_page']
+__all__ = ['PAGE', 'for_screen', 'recipe_rows', 'write_page']
 
 PAGE = 'page.html'
 _READING = (
@@ -50,6 +52,17 @@ def recipe_rows(study: Study, found: Mapping[str, Sequence[Comparison]], plan: P
         rows.append([Bold(cell) for cell in cells] if arm == chosen else cells)
     header = ['recipe', table.metric, 'against tuned cross-entropy', 'verdict', METRICS['nll'], METRICS['ece']]
     return Rows([*header, 'seconds'], rows)
+
+
+def for_screen(rows: Rows, study: Study) -> Screen:
+    """The same for eighty columns: recipes by their short names."""
+    screen = Screen()
+    for column in ('recipe', rows.header[1], 'against ce_tuned', 'verdict', 'NLL', 'seconds'):
+        screen.add_column(column, justify='left' if column in ('recipe', 'verdict') else 'right')
+    for arm, (_, score, difference, verdict, nll, _, seconds) in zip(study.arms, rows.rows, strict=True):
+        cells = (arm, score, difference, verdict.split(' (')[0], nll, seconds)
+        screen.add_row(*map(escape, cells), style='bold' if isinstance(score, Bold) else None)
+    return screen
 
 
 def write_page(

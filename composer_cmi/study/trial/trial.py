@@ -22,7 +22,7 @@ from composer_cmi.study.trial import files
 from composer_cmi.study.trial.decision import Decision, decide
 from composer_cmi.study.trial.look import Look, look_at
 from composer_cmi.study.trial.pace import measure_pace
-from composer_cmi.study.trial.page import recipe_rows, write_page
+from composer_cmi.study.trial.page import for_screen, recipe_rows, write_page
 from composer_cmi.study.trial.plan import Pace, Plan, plan_trial
 
 __all__ = ['Trial', 'try_data']
@@ -187,13 +187,7 @@ def _conclude(out: Path, plan: Plan, look: Look, console: Console) -> Trial:
         recipe = out / files.FINAL
         text = files.write_yaml(recipe, content, f'Recommended: composer-cmi run {recipe}')
     page = write_page(out, study, found, plan, look, decision, text)
-    rows = recipe_rows(study, found, plan, decision.arm)
-    screen = Screen()
-    for i, column in enumerate(rows.header):
-        screen.add_column(column, justify='left' if i < 1 else 'right')
-    for row in rows.rows:
-        screen.add_row(*row)
-    console.print(screen)
+    console.print(for_screen(recipe_rows(study, found, plan, decision.arm), study))
     for line in (*decision.sentences, *decision.notes):
         console.print(line, markup=False, soft_wrap=True)
     for name, path in (('Page', page), ('Recipe', recipe)):
