@@ -249,15 +249,30 @@ def sweep_command(
 
 @app.command('report')
 def report_command(
-    folder: Annotated[str, typer.Argument(help="A study's folder, or any folder with finished runs below it")],
-    out: Annotated[str | None, typer.Option(help='Where to write; FOLDER/report by default')] = None,
-    against: Annotated[list[str] | None, typer.Option(help='Compare with this arm (may be repeated)')] = None,
+    folder: Annotated[str | None, typer.Argument(help="A study's folder, or any folder with finished runs")] = None,
+    table: Annotated[
+        str | None,
+        typer.Option('--from', help='Instead, a file of scores (setting, arm, seed, score) or of predictions'),
+    ] = None,
+    out: Annotated[str | None, typer.Option(help='Where to write; beside what is read by default')] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option('--baseline', '--against', help='Compare with this arm (may be repeated)'),
+    ] = None,
+    lower: Annotated[list[str] | None, typer.Option(help='A column of --from whose lower values are better')] = None,
 ) -> None:
-    """Say what a study found: tables and pictures as Markdown, HTML, CSV and JSON."""
+    """Say what a study, or a table of scores, shows: tables and pictures as HTML, Markdown, LaTeX, CSV and JSON."""
     with _one_sentence():
+        if (folder is None) == (table is None):
+            raise ConfigError('Report on what? Give a folder of runs, or --from and a file of scores or predictions.')
+        if folder is not None and lower:
+            raise ConfigError('--lower is for columns of --from: what a run scores is known.')
         with needs('run', "A study's report"):
-            from composer_cmi.study.findings.report import report
-        files = report(folder, out, against or [])
+            from composer_cmi.study.findings.report import report, report_from
+        if folder is not None:
+            files = report(folder, out, against or [])
+        else:
+            files = report_from(str(table), out, against or [], lower or [])
     found = files['markdown'].read_text(encoding='utf-8').split('## What was found', 1)[1].split('\n## ', 1)[0]
     print(found.strip(), *(f'{name}: {path}' for name, path in files.items()), sep='\n')
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import html
-import os
+import itertools
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -96,8 +96,8 @@ def told_apart(names: Sequence[str], longest: int) -> list[str]:
     """Names side by side, none longer than ``longest``: of long ones what they share gives way, not what differs."""
     plain = [visible(name) for name in names]
     long = sorted({name for name in plain if len(name) > longest})
-    start = os.path.commonprefix(long)
-    end = os.path.commonprefix([name[len(start) :][::-1] for name in long])[::-1]
+    start = _shared_start(long)
+    end = _shared_start([name[len(start) :][::-1] for name in long])[::-1]
     shown = []
     for name in plain:
         own = name[len(start) : len(name) - len(end)]
@@ -111,6 +111,12 @@ def told_apart(names: Sequence[str], longest: int) -> list[str]:
         else:
             shown.append(f'{name[: longest // 2]}…{name[longest // 2 + 1 - longest :]}')
     return shown
+
+
+def _shared_start(names: Sequence[str]) -> str:
+    return ''.join(
+        letters[0] for letters in itertools.takewhile(lambda found: len({*found}) == 1, zip(*names, strict=False))
+    )
 
 
 _LATEX = {

@@ -11,8 +11,9 @@ import pytest
 
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.outputs.files import write_json, write_text
-from composer_cmi.study.findings.analysis import SCORE, compare, load_runs
+from composer_cmi.study.findings.analysis import compare
 from composer_cmi.study.findings.report import report
+from composer_cmi.study.findings.study import SCORE, load_runs
 from report_tools import CE, CLEARLY_BETTER, write_arm, write_run, write_scored_run
 
 UNLIKE = {
@@ -175,7 +176,7 @@ def test_promise_20b_broken_files_for_pictures_cost_the_picture_alone(tmp_path):
         (tmp_path / f's/{arm}/seed0/features_dev.npz').write_bytes(b'PK\x03\x04 no archive')
         (tmp_path / f's/{arm}/seed0/history.csv').write_bytes(b'step,cmi/cmi\n1\n')
     text = report(tmp_path)['markdown'].read_text()
-    assert 'NO PICTURE clusters_s_dev' in text and '## Paired differences in score' in text
+    assert 'NO PICTURE clusters_s_dev' in text and '<summary>Paired differences in score' in text
 
 
 @pytest.mark.parametrize('name', ['study.json', 'tuning.json'])

@@ -16,8 +16,9 @@ from scipy import stats
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.evaluate import Evaluation
 from composer_cmi.run.outputs.files import write_features, write_json, write_text
-from composer_cmi.study.findings.analysis import SCORE, compare, load_runs
+from composer_cmi.study.findings.analysis import compare
 from composer_cmi.study.findings.report import report
+from composer_cmi.study.findings.study import SCORE, load_runs
 from report_tools import CE, CLEARLY_BETTER, NO_BETTER, WORSE, write_arm, write_run, write_scored_run
 
 
@@ -33,12 +34,15 @@ def three_settings(tmp_path: Path) -> Path:
 def test_words_and_numbers(three_settings):
     files = report(three_settings)
     text = files['markdown'].read_text()
-    found = next(line for line in text.splitlines() if line.startswith('* Score. mincmi against ce'))
+    found = next(line for line in text.splitlines() if line.startswith('* mincmi against ce'))
     # better: differences 2 2 1 2 1 2 2 1 points, mean 13/8, sd sqrt(1.875/7), t(7, .975) = 2.364624: 1.625 -+ 0.4327
-    assert ' gain on better (+1.62 points, [+1.19, +2.06], 8 seeds alone);' in found
-    assert ' LOSS on worse (-2.09 points, [-2.16, -2.02], 8 seeds alone);' in found
+    assert ' gain on better (+1.62 points [+1.19, +2.06]);' in found
+    assert ' LOSS on worse (-2.09 points [-2.16, -2.02]); no evidence on same.' in found
     # same: 1 -1 1 -1 -1 1 0 0, mean 0, sd sqrt(6/7): 0 -+ 0.7740
-    assert ' no evidence of a gain on same (+0.00 points, [-0.77, +0.77], 8 seeds alone).' in found
+    table = text.split('## Arms and settings')[1].split('##')[0]
+    cells = '**+1.62 [+1.19, +2.06] gain** | +0.00 [-0.77, +0.77] | **-2.09 [-2.16, -2.02] LOSS**'
+    assert f'| mincmi | {cells} |' in table and '| ce | scores 80.75 | scores 80.75 | scores 80.75 |' in table
+    assert 'VERDICTS ON SEEDS ALONE: 6 of 6' in text
     rows = {row['setting']: row for row in _csv(files['comparisons']) if row['metric'] == 'accuracy'}
     assert float(rows['better']['mean']) == pytest.approx(1.625)
     assert [rows['better'][key] for key in ('wins', 'ties', 'losses')] == ['8', '0', '0']
@@ -70,7 +74,7 @@ def test_one_lucky_setting_of_ten_is_no_gain(tmp_path):
         scores = [a + b for a, b in zip(CE, noise, strict=True)] if setting == 0 else NO_BETTER
         write_arm(tmp_path, f's{setting}', 'mincmi', scores)
     text = report(tmp_path)['markdown'].read_text()
-    assert '* Score. mincmi against ce: no evidence of a gain on any of 10 settings;' in text
+    assert '* mincmi against ce: no evidence of a gain on any of 10 settings (mean ' in text
 
 
 def test_the_variants_of_a_grid_are_one_family(tmp_path):
@@ -102,7 +106,8 @@ def test_what_cannot_decide_is_set_apart_with_the_majority_line(tmp_path, task, 
     assert found['good'].holm_p == pytest.approx(2 * found['good'].difference.t_p)  # a family of score and NLL
     text = report(tmp_path)['markdown'].read_text()
     assert 'a constant answer scores 56.34' in text
-    assert 'small' not in text.split('## Scores')[1].split('## Paired')[0]
+    assert 'small' not in text.split('<summary>Scores')[1].split('<summary>Paired')[0]
+    assert '(set apart)' in text.split('## Arms and settings')[1].split('##')[0]
     assert 'small' not in text.split('## What was found')[1].split('##')[0]
     assert 'Mean over all settings' not in text  # one setting is left: there is nothing to average
 
@@ -118,7 +123,8 @@ def test_a_seed_without_its_pair_is_left_out_and_shown(three_settings):
 def test_one_seed_proves_nothing(tmp_path):
     write_run(tmp_path, 's', 'ce', 0, 0.5)
     write_run(tmp_path, 's', 'mincmi', 0, 0.9)
-    assert 'no evidence of a gain on any of 1 settings' in report(tmp_path)['markdown'].read_text()
+    text = report(tmp_path)['markdown'].read_text()
+    assert '* mincmi against ce: no evidence of a gain on s (+40.00 points).' in text
 
 
 def test_few_seeds_claim_nothing_and_equal_counts_are_equal_scores(tmp_path):
@@ -155,7 +161,7 @@ def test_a_loss_of_scale_alone_is_none_in_scaled_nll(tmp_path):
     assert found['nll'][0].verdict == 'loss'
     (scaled,) = found['scaled_nll']
     assert scaled.difference.mean == pytest.approx(0, abs=1e-4) and scaled.verdict != 'loss'
-    assert 'Scaled NLL (lower is better). mincmi against ce: no evidence' in report(tmp_path)['markdown'].read_text()
+    assert 'Scaled NLL (lower is better): mincmi against ce: no evidence' in report(tmp_path)['markdown'].read_text()
 
 
 class _Images(HTMLParser):

@@ -15,8 +15,8 @@ from composer_cmi.study.execution.plan import Cell, plan_tuning
 from composer_cmi.study.execution.progress import clock, time_left
 from composer_cmi.study.execution.sweep import Summary, sweep
 from composer_cmi.study.execution.tuning import choose
-from composer_cmi.study.findings.analysis import load_runs
 from composer_cmi.study.findings.report import report
+from composer_cmi.study.findings.study import load_runs
 from sweep_tools import TUNED, TWO_ARMS, events, quiet_sweep, write_study
 
 

@@ -28,7 +28,8 @@ p, li { max-width: 60rem; } li { margin: .35rem 0; } ul { padding-left: 1.3rem; 
 .table { overflow-x: auto; margin: 1rem 0; } table { border-collapse: collapse; font-size: .875rem; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
   white-space: nowrap; font-variant-numeric: tabular-nums; }
-th { border-bottom: 2px solid var(--soft); vertical-align: bottom; } tbody tr:hover { background: var(--band); }
+th { border-bottom: 2px solid var(--soft); vertical-align: bottom; white-space: normal; min-width: 4rem; }
+tbody tr:hover { background: var(--band); }
 .table td:first-child, .table th:first-child { white-space: normal; min-width: 7rem; max-width: 22rem; position: sticky;
   left: 0; background: var(--page); }
 td strong { color: var(--accent); }

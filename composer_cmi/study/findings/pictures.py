@@ -12,17 +12,18 @@ from matplotlib.figure import Figure
 
 from composer_cmi.pages import Picture
 from composer_cmi.run.outputs.files import write_bytes
-from composer_cmi.study.findings import plots
-from composer_cmi.study.findings.analysis import METRICS, SCORE, Comparison, Study
-from composer_cmi.study.findings.runs import IN_NATS
+from composer_cmi.study.findings.analysis import Comparison
+from composer_cmi.study.findings.drawing import run_contents
+from composer_cmi.study.findings.drawing.differences import paired_differences
+from composer_cmi.study.findings.study import Study
 
 __all__ = ['draw_pictures']
 
 
 def draw_pictures(
     study: Study, comparisons: dict[str, list[Comparison]], out: Path, failed: list[str]
-) -> list[Picture]:
-    """Draw what the run folders hold and write it below `out/pictures`.
+) -> tuple[list[Picture], list[Picture]]:
+    """Draw what the runs hold and write it below `out/pictures`: what is of all settings, and what is of each.
 
     Args:
         study: the runs.
@@ -30,25 +31,37 @@ def draw_pictures(
         out: the report's folder.
         failed: gets a sentence for each picture that could not be drawn.
     """
-    score = 'Score: difference of every seed; black: mean and the 95 % interval that the verdict rests on'
-    wanted: list[tuple[str, str, Callable[[], Figure | None]]] = [
-        ('differences_score', score, lambda: _differences(comparisons[SCORE]))
-    ]
-    for metric in IN_NATS:
-        caption = f'{METRICS[metric]}: difference of every seed; left of 0 is better'
-        wanted.append((f'differences_{metric}', caption, lambda found=comparisons[metric]: _differences(found)))
-    weight = 'Score and held-out CMI against lambda, mean and 95 % t interval'
-    wanted.append(('weight', weight, lambda: plots.against_weight(study)))
-    teachers = 'CMI of the teacher against the score of its student'
-    wanted.append(('teachers', teachers, lambda: plots.teacher_and_student(study)))
-    for setting in dict.fromkeys(table.setting for table in study.tables):
-        caption = f'{setting}: information in training'
-        wanted.append((f'training_{setting}', caption, lambda of=setting: plots.over_training(study, of)))
-        for table in (table for table in study.tables if table.setting == setting):
-            caption = f'{table.name}: clusters of f_x and their centroids, arms in one projection'
-            draw = lambda of=table: plots.clusters(study, of.setting, of.split)  # noqa: E731
-            wanted.append((f'clusters_{setting}_{table.split}', caption, draw))
-    pictures, taken = [], set()
+    wanted: list[tuple[str, str, Callable[[], Figure | None]]] = []
+    for metric, kind in study.metrics.items():
+        if not kind.exploratory:
+            better = '; left of 0 is better' if kind.lower_is_better else ''
+            reading = 'difference of every seed; black: mean and the 95 % interval that the verdict rests on'
+            caption = f'{kind.name}: {reading}{better}'
+            draw = lambda found=comparisons[metric]: _differences(found)  # noqa: E731
+            wanted.append((f'differences_{metric}', caption, draw))
+    of_settings = []
+    if study.of_folders:
+        weight = 'Score and held-out CMI against lambda, mean and 95 % t interval'
+        wanted.append(('weight', weight, lambda: run_contents.against_weight(study)))
+        teachers = 'CMI of the teacher against the score of its student'
+        wanted.append(('teachers', teachers, lambda: run_contents.teacher_and_student(study)))
+        for setting in dict.fromkeys(table.setting for table in study.tables):
+            caption = f'{setting}: in training'
+            of_settings.append(
+                (f'training_{setting}', caption, lambda of=setting: run_contents.over_training(study, of))
+            )
+            for table in (table for table in study.tables if table.setting == setting):
+                caption = f'{table.name}: clusters of f_x and their centroids, arms in one projection'
+                draw = lambda of=table: run_contents.clusters(study, of.setting, of.split)  # noqa: E731
+                of_settings.append((f'clusters_{setting}_{table.split}', caption, draw))
+    taken: set[str] = set()
+    return _drawn(wanted, out, failed, taken), _drawn(of_settings, out, failed, taken)
+
+
+def _drawn(
+    wanted: Sequence[tuple[str, str, Callable[[], Figure | None]]], out: Path, failed: list[str], taken: set[str]
+) -> list[Picture]:
+    pictures = []
     for name, caption, draw in wanted:
         try:
             figure = draw()
@@ -71,7 +84,7 @@ def _file_name(name: str, taken: set[str]) -> str:
 
 
 def _differences(comparisons: Sequence[Comparison]) -> Figure | None:
-    return plots.paired_differences([each for each in comparisons if not each.apart])
+    return paired_differences([each for each in comparisons if not each.apart])
 
 
 def _save(figure: Figure, out: Path, path: str, caption: str) -> Picture:

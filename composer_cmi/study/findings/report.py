@@ -11,26 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from composer_cmi.errors import ConfigError
-from composer_cmi.pages import Block, Heading, Lines, Paragraph, to_html, to_markdown
+from composer_cmi.pages import Block, Details, Heading, Lines, Paragraph, to_html, to_markdown
 from composer_cmi.run.outputs.files import write_json, write_text
-from composer_cmi.study.findings.analysis import METRICS, SCORE, Comparison, Study, compare, load_runs
+from composer_cmi.study.findings.analysis import Comparison, compare
+from composer_cmi.study.findings.elsewhere import load_table
+from composer_cmi.study.findings.latex import to_latex
+from composer_cmi.study.findings.opening import overview, sentences
 from composer_cmi.study.findings.pictures import draw_pictures
 from composer_cmi.study.findings.predictions import SCALED_NLL
-from composer_cmi.study.findings.runs import IN_NATS
+from composer_cmi.study.findings.study import SCORE, Study, load_runs
 from composer_cmi.study.findings.tables import (
     difference_rows,
-    interval,
     mcnemar_rows,
     pooled_rows,
     score_rows,
     seed_rows,
-    signed,
     time_rows,
     tuning_rows,
 )
 from composer_cmi.text import for_csv
 
-__all__ = ['findings', 'report']
+__all__ = ['report', 'report_from']
 
 _READING = (
     'Runs of one seed share initialisation and data order, so arms are compared by their differences per seed. A '
@@ -58,114 +59,124 @@ def report(folder: str | Path, out: str | Path | None = None, against: Sequence[
         against: baselines to compare with, instead of the study's own.
 
     Returns:
-        dict[str, Path]: the files: `markdown`, `html`, `json`, `comparisons` and `runs` (CSV).
+        dict[str, Path]: the files: `markdown`, `html`, `latex`, `json`, `comparisons` and `runs` (CSV).
 
     Raises:
         ConfigError: in one sentence, if there is nothing to report on or no place to write to.
     """
     folder = Path(folder).expanduser()
-    study = load_runs(folder, against)
-    out = folder / 'report' if out is None else Path(out).expanduser()
+    return _write(load_runs(folder, against), folder / 'report' if out is None else Path(out).expanduser())
+
+
+def report_from(
+    path: str | Path, out: str | Path | None = None, against: Sequence[str] = (), lower: Sequence[str] = ()
+) -> dict[str, Path]:
+    """Write the same report of scores or predictions that another program has written.
+
+    Args:
+        path: a file or folder as `elsewhere.load_table` reads it.
+        out: where to write; `report` in a folder, `NAME_report` beside a file by default.
+        against: baselines; the first arm that is named by default.
+        lower: columns whose lower values are better.
+
+    Returns:
+        dict[str, Path]: as `report`.
+
+    Raises:
+        ConfigError: if the file cannot be used; a line each for its first twenty faults.
+    """
+    path = Path(path).expanduser()
+    study = load_table(path, against, lower)
+    beside = path / 'report' if path.is_dir() else path.with_name(f'{study.name}_report')
+    return _write(study, beside if out is None else Path(out).expanduser())
+
+
+def _write(study: Study, out: Path) -> dict[str, Path]:
     found = compare(study)
-    try:
-        return _write(study, found, out)
-    except OSError as error:
-        raise ConfigError(f'The report cannot be written to {out}: {error.strerror or error}.') from error
-
-
-def _write(study: Study, found: dict[str, list[Comparison]], out: Path) -> dict[str, Path]:
-    blocks = _blocks(study, found, out)
-    title = f'Study {study.name}'
     everything = list(chain.from_iterable(found.values()))
     files = {
         'markdown': out / 'report.md',
         'html': out / 'report.html',
+        'latex': out / 'report.tex',
         'json': out / 'report.json',
         'comparisons': out / 'comparisons.csv',
         'runs': out / 'runs.csv',
     }
-    write_text(files['markdown'], to_markdown(blocks))
-    write_text(files['html'], to_html(blocks, title))
-    write_json(files['json'], _as_json(study, everything))
-    write_text(files['comparisons'], _csv([_comparison_row(each) for each in everything]))
-    write_text(files['runs'], _csv(_run_rows(study)))
+    try:
+        blocks = _blocks(study, found, out)
+        write_text(files['markdown'], to_markdown(blocks))
+        write_text(files['html'], to_html(blocks, f'Study {study.name}'))
+        write_text(files['latex'], to_latex(study, found[SCORE]))
+        write_json(files['json'], _as_json(study, everything))
+        write_text(files['comparisons'], _csv([_comparison_row(each) for each in everything]))
+        write_text(files['runs'], _csv(_run_rows(study)))
+    except OSError as error:
+        raise ConfigError(f'The report cannot be written to {out}: {error.strerror or error}.') from error
     return files
 
 
-def findings(study: Study, comparisons: Sequence[Comparison], unit: str = 'points') -> list[str]:
-    """One plain sentence for each pair of arms: where it gains, where it loses, where there is no evidence."""
-    lines = []
-    for arm, baseline in study.comparisons:
-        mine = [each for each in comparisons if (each.arm, each.baseline) == (arm, baseline) and not each.apart]
-        if not mine:
-            continue
-        parts = []
-        for verdict, words in (('gain', 'gain on'), ('loss', 'LOSS on')):
-            found = [each for each in mine if each.verdict == verdict]
-            if found:
-                parts.append(f'{words} ' + ', '.join(f'{each.table} ({_short(each, unit)})' for each in found))
-        rest = [each for each in mine if each.verdict not in ('gain', 'loss')]
-        if len(rest) == len(mine):
-            parts.append(f'no evidence of a gain on any of {len(mine)} settings')
-        if rest:
-            listed = ', '.join(f'{each.table} ({_short(each, unit)})' for each in rest)
-            parts.append(listed if len(rest) == len(mine) else f'no evidence of a gain on {listed}')
-        lines.append(f'{arm} against {baseline}: {"; ".join(parts)}.')
-    return lines
-
-
-def _short(each: Comparison, unit: str) -> str:
-    mean, bounds = signed(each.difference.mean, each.metric), interval(*each.interval, each.metric)
-    alone = '' if each.crossed is not None else ' alone'
-    return f'{mean} {unit}, {bounds}, {each.difference.n} seeds{alone}'
-
-
 def _blocks(study: Study, comparisons: dict[str, list[Comparison]], out: Path) -> list[Block]:
-    by_score = comparisons[SCORE]
     settings = list(dict.fromkeys(table.setting for table in study.tables))
     seeds = sorted({run.seed for run in study.runs})
     first = f'{len(study.runs)} runs: {len(settings)} settings, {len(study.arms)} arms, {len(seeds)} seeds.'
     blocks: list[Block] = [Heading(f'Study {study.name}', 1), Paragraph(first), Heading('What was found')]
-    blocks.append(Lines([f'Score. {line}' for line in findings(study, by_score)] or ['There is nothing to compare.']))
-    for metric in IN_NATS:
-        lines = findings(study, comparisons[metric], 'nats')
-        blocks.append(Lines([f'{METRICS[metric]} (lower is better). {line}' for line in lines]))
-    if told := [*study.remarks, *_what_verdicts_rest_on(comparisons)]:
-        blocks.append(Lines(told))
+    found = []
+    for metric, kind in study.metrics.items():
+        better = ' (lower is better)' if kind.lower_is_better else ''
+        name = '' if metric == SCORE else f'{kind.name}{better}: '
+        told = [] if kind.exploratory else sentences(study, comparisons[metric], kind)
+        found += [f'{name}{line}' for line in told]
+    blocks.append(Lines(found) if found else Paragraph('There is nothing to compare.'))
     if study.missing:
         blocks.append(Paragraph(f'NOT FINISHED: {len(study.missing)} planned runs are missing from all of this:'))
         blocks.append(Lines(study.missing))
+    if found:
+        note = 'Arm minus baseline, mean over the seeds with its 95 % interval; without a word there is no evidence.'
+        blocks += [Heading('Arms and settings'), overview(study, comparisons[SCORE]), Paragraph(note)]
+    if told := [*study.remarks, *_what_verdicts_rest_on(comparisons)]:
+        blocks += [Heading('To know before'), Lines(told)]
+    failed: list[str] = []
+    pictures, of_settings = draw_pictures(study, comparisons, out, failed)
+    blocks += [Heading('Pictures'), *pictures] if pictures else []
+    blocks += [Details('Pictures of the settings', of_settings)] if of_settings else []
+    blocks += [Lines(failed)] if failed else []
+    return [
+        *blocks,
+        Heading('Details'),
+        *_details(study, comparisons),
+        Details('How to read this', [Paragraph(_READING)]),
+    ]
+
+
+def _details(study: Study, comparisons: dict[str, list[Comparison]]) -> list[Details]:
+    found: list[Details] = []
+    by_score = comparisons[SCORE]
     decided = [table for table in study.tables if not table.apart]
     apart = [table for table in study.tables if table.apart]
     if decided:
-        blocks += [Heading('Scores'), score_rows(study, decided)]
-    blocks += [Heading('Paired differences in score'), *_differences_of(study, by_score)]
-    for metric, name in METRICS.items():
-        if metric != SCORE and comparisons[metric]:
-            unit = 'nats' if metric in IN_NATS else 'points of 100'
-            title = f'Paired differences in {name}, {unit} (lower is better)'
-            blocks += [Heading(title), *_differences_of(study, comparisons[metric])]
+        found.append(Details('Scores', [score_rows(study, decided)]))
+    for metric, kind in study.metrics.items():
+        if comparisons[metric]:
+            unit = f', {kind.unit.replace("points", "points of 100")}' if metric != SCORE and kind.unit else ''
+            better = ' (lower is better)' if kind.lower_is_better else ''
+            title = f'Paired differences in {kind.name}{unit}{better}'
+            found.append(Details(title, _differences_of(study, comparisons[metric])))
     if apart:
-        blocks += [Heading('Set apart: these decide nothing'), score_rows(study, apart, with_majority=True)]
-        blocks.append(Lines([f'{t.name}: {t.apart}; a constant answer scores {t.majority:.2f}.' for t in apart]))
+        why = [f'{t.name}: {t.apart}; a constant answer scores {t.majority:.2f}.' for t in apart]
+        found.append(
+            Details('Set apart: these decide nothing', [score_rows(study, apart, with_majority=True), Lines(why)])
+        )
     if any(each.mcnemar for each in by_score):
-        blocks += [Heading('The same rows: McNemar, seed by seed (exploratory)'), mcnemar_rows(by_score)]
-    blocks += [Heading('Every seed'), *seed_rows(study), Heading('Cost in time'), time_rows(study)]
+        found.append(Details('The same rows: McNemar, seed by seed (exploratory)', [mcnemar_rows(by_score)]))
+    found.append(Details('Every seed', seed_rows(study)))
+    if study.of_folders:
+        found.append(Details('Cost in time', [time_rows(study)]))
     if study.tuning:
         note = 'Chosen on a held-out slice of train; the reported rows played no part.'
-        blocks += [Heading('What was tuned'), Paragraph(note), tuning_rows(study)]
-    if remarks := _remarks(study):
-        blocks += [Heading('Remarks'), Lines(remarks)]
-    failed: list[str] = []
-    pictures = draw_pictures(study, comparisons, out, failed)
-    return [
-        *blocks,
-        *([Heading('Pictures')] if pictures else []),
-        *pictures,
-        *([Lines(failed)] if failed else []),
-        Heading('How to read this'),
-        Paragraph(_READING),
-    ]
+        found.append(Details('What was tuned', [Paragraph(note), tuning_rows(study)]))
+    if remarks := _remarks(study) if study.of_folders else []:
+        found.append(Details('Remarks', [Lines(remarks)]))
+    return found
 
 
 def _differences_of(study: Study, comparisons: Sequence[Comparison]) -> list[Block]:
@@ -179,7 +190,7 @@ def _differences_of(study: Study, comparisons: Sequence[Comparison]) -> list[Blo
 
 
 def _what_verdicts_rest_on(comparisons: dict[str, list[Comparison]]) -> list[str]:
-    family = [each for found in comparisons.values() for each in found if not each.apart and not each.exploratory]
+    family = [each for found in comparisons.values() for each in found if not each.apart and not each.kind.exploratory]
     alone = [each for each in family if each.crossed is None]
     if not alone:
         return []
@@ -214,8 +225,11 @@ def _run_rows(study: Study) -> list[dict[str, Any]]:
     rows = []
     for table in study.tables:
         for run in (run for run in study.runs if run.setting == table.setting):
-            scores = run.results.scores[table.split]
-            row = {'setting': run.setting, 'split': table.split, 'arm': run.arm, 'seed': run.seed, **scores}
+            row: dict[str, Any] = {'setting': run.setting, 'split': table.split, 'arm': run.arm, 'seed': run.seed}
+            if run.stored is None:
+                rows.append({**row, **run.scores[table.split]})
+                continue
+            row |= run.results.scores[table.split]
             row[SCALED_NLL] = run.score(table.split, SCALED_NLL)
             for space, information in run.results.cmi['after'].items():
                 row |= {f'{name}_{space}': value for name, value in information.model_dump().items()}

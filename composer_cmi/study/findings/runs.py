@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,32 +21,43 @@ from composer_cmi.study.findings.predictions import (
     row_values,
 )
 
-__all__ = ['IN_NATS', 'LOWER_IS_BETTER', 'Run', 'read_runs']
+__all__ = ['IN_NATS', 'Run', 'in_points', 'read_runs']
 
 IN_NATS = ('nll', SCALED_NLL)
-LOWER_IS_BETTER = (*IN_NATS, 'ece')
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run with its place in the study; `predictions` of the splits whose file is there and whole."""
+    """What one seed of one arm has scored on one setting.
+
+    Attributes:
+        scores: by split and metric, as the report prints them: shares in points of 100, NLL in nats.
+        folder: of a finished run; with `stored`, its results. Scores from elsewhere have neither.
+        predictions: of the splits whose file is there and whole.
+    """
 
     setting: str
     arm: str
     seed: int
-    folder: Path
-    results: RunResults
+    scores: dict[str, dict[str, float]] = field(repr=False)
+    folder: Path = Path()
+    stored: RunResults | None = field(default=None, repr=False)
     predictions: dict[str, Predictions] = field(default_factory=dict, repr=False, compare=False)
     _rows: dict[tuple[str, str], Floats | None] = field(default_factory=dict, repr=False, compare=False)
 
+    @property
+    def results(self) -> RunResults:
+        """Of a run folder; LookupError for scores from elsewhere."""
+        if self.stored is None:
+            raise LookupError(f'{self.setting}, {self.arm}, seed {self.seed} has scores and no run folder')
+        return self.stored
+
     def score(self, split: str, metric: str) -> float:
-        """A score as the report prints it: shares in points of 100, NLL in nats; nan where the run has none."""
+        """A score as the report prints it; nan where the run has none."""
         if metric == SCALED_NLL:
             values = self.rows(split, metric)
             return math.nan if values is None else float(values.mean())
-        value = self.results.scores[split].get(metric, math.nan)
-        # Shares come in float32: rounded, so that equal counts are equal scores, and equal differences are ties.
-        return value if metric in IN_NATS else round(100 * value, 4)
+        return self.scores[split].get(metric, math.nan)
 
     def rows(self, split: str, metric: str) -> Floats | None:
         """What each labelled row adds to that score, `[N]` in its unit; None where the predictions do not say."""
@@ -55,6 +66,12 @@ class Run:
             values = None if found is None else row_values(found, metric)
             self._rows[split, metric] = values if values is None or metric in IN_NATS else 100 * values
         return self._rows[split, metric]
+
+
+def in_points(scores: Mapping[str, float]) -> dict[str, float]:
+    """Scores of a run as a report prints them: shares in points of 100, NLL in nats."""
+    # Shares come in float32: rounded, so that equal counts are equal scores, and equal differences are ties.
+    return {metric: value if metric in IN_NATS else round(100 * value, 4) for metric, value in scores.items()}
 
 
 def read_runs(folder: Path, plan: dict[str, Any]) -> tuple[list[Run], list[str]]:
@@ -99,7 +116,9 @@ def _found(folder: Path, plan: dict[str, Any], remarks: list[str]) -> list[Run]:
             reason = ' '.join(str(error).split()).removeprefix(f'{path} ')
             remarks.append(f'LEFT OUT, a run that cannot be read: {path}: {reason}')
             continue
-        runs.append(_with_predictions(Run(*_place(parts, results), path.parent, results), remarks))
+        scores = {split: in_points(found) for split, found in results.scores.items()}
+        run = Run(*_place(parts, results), scores, path.parent, results)
+        runs.append(_with_predictions(run, results, remarks))
     if unplanned:
         remarks.append(f'LEFT OUT: {unplanned} finished runs below {root} are not in the plan of the last sweep.')
     return runs
@@ -112,11 +131,11 @@ def _check_complete(path: Path, results: RunResults) -> None:
         raise ConfigError(f'{path} has no information after training.')
 
 
-def _with_predictions(run: Run, remarks: list[str]) -> Run:
-    for split, scores in run.results.scores.items():
+def _with_predictions(run: Run, results: RunResults, remarks: list[str]) -> Run:
+    for split, scores in results.scores.items():
         path = run.folder / f'predictions_{split}.csv'
         try:
-            found = read_predictions(path, run.results.num_examples.get(split))
+            found = read_predictions(path, results.num_examples.get(split))
             if found is not None:
                 check_scores(path, found, scores)
                 run.predictions[split] = found

@@ -9,13 +9,16 @@ import numpy as np
 
 from composer_cmi.pages import Block, Paragraph, Rows
 from composer_cmi.study.findings import statistics
-from composer_cmi.study.findings.analysis import Comparison, Study, Table
-from composer_cmi.study.findings.runs import IN_NATS, LOWER_IS_BETTER
+from composer_cmi.study.findings.analysis import Comparison
+from composer_cmi.study.findings.runs import Run
+from composer_cmi.study.findings.statistics import PairedDifference
+from composer_cmi.study.findings.study import SCORE, Metric, Study, Table
 
 __all__ = [
     'difference_rows',
     'interval',
     'mcnemar_rows',
+    'pooled',
     'pooled_rows',
     'score_rows',
     'seed_rows',
@@ -25,12 +28,15 @@ __all__ = [
 ]
 
 
-def signed(value: float, metric: str) -> str:
-    """A difference with its sign, in the digits that its metric deserves."""
-    return '-' if math.isnan(value) else f'{value:+.3f}' if metric in IN_NATS else f'{value:+.2f}'
+_DIGITS = {'points': '.2f', 'nats': '.3f', '': '.3g'}
 
 
-def interval(low: float, high: float, metric: str) -> str:
+def signed(value: float, metric: Metric) -> str:
+    """A difference with its sign, in the digits that its unit deserves."""
+    return '-' if math.isnan(value) else f'{value:+{_DIGITS[metric.unit]}}'
+
+
+def interval(low: float, high: float, metric: Metric) -> str:
     """`[low, high]`, or a dash where there is none."""
     return '-' if math.isnan(low) else f'[{signed(low, metric)}, {signed(high, metric)}]'
 
@@ -44,46 +50,49 @@ def _number(value: float | None, spec: str) -> str:
 
 
 def score_rows(study: Study, tables: Sequence[Table], with_majority: bool = False) -> Rows:
-    """Means over the seeds of score, calibration and held-out information in feature space (nats)."""
-    header = ['setting', 'arm', 'metric', 'seeds', 'mean', 'sd', 'NLL', 'scaled NLL', 'ECE', 'CMI', 'I(X;Z)']
-    header += ['rho', 'majority']
+    """Means over the seeds of every kind of score, and of run folders the held-out information of features (nats)."""
+    others = {key: metric for key, metric in study.metrics.items() if key != SCORE}
+    header = ['setting', 'arm', 'metric', 'seeds', 'mean', 'sd', *(metric.name for metric in others.values())]
+    header += ['CMI', 'I(X;Z)', 'rho'] if study.of_folders else []
+    header += ['majority'] if with_majority else []
+    digits = _DIGITS[study.metrics[SCORE].unit]
     rows = []
     for table in tables:
         for arm in study.arms:
             runs = list(study.of(table.setting, arm).values())
             if not runs:
                 continue
-            scores = {m: [run.score(table.split, m) for run in runs] for m in (table.metric, *IN_NATS, 'ece')}
-            after = [run.results.cmi['after']['features'] for run in runs]
-            sd = float(np.std(scores[table.metric], ddof=1)) if len(runs) > 1 else math.nan
-            means = {name: float(np.mean(values)) for name, values in scores.items()}
-            cells = [table.name, arm, table.metric, str(len(runs)), f'{means[table.metric]:.2f}', _number(sd, '.2f')]
-            cells += [*(_number(means[name], '.3f') for name in IN_NATS), _number(means['ece'], '.2f')]
-            information = (
-                [a.cmi for a in after],
-                [a.mutual_information for a in after],
-                [a.relative_cmi for a in after],
-            )
-            cells += [_number(float(np.mean(values)), '.3g') for values in information]
-            rows.append([*cells, _number(table.majority, '.2f')])
-    if not with_majority:
-        header, rows = header[:-1], [row[:-1] for row in rows]
+            scores = [run.score(table.split, table.metric) for run in runs]
+            sd = float(np.std(scores, ddof=1)) if len(runs) > 1 else math.nan
+            cells = [table.name, arm, table.metric, str(len(runs)), f'{np.mean(scores):{digits}}', _number(sd, digits)]
+            for key, metric in others.items():
+                mean = float(np.mean([run.score(table.split, key) for run in runs]))
+                cells.append(_number(mean, _DIGITS[metric.unit]))
+            rows.append([*cells, *(_information(runs) if study.of_folders else [])])
+            if with_majority:
+                rows[-1].append(_number(table.majority, '.2f'))
     return Rows(header, rows, 3)
+
+
+def _information(runs: Sequence[Run]) -> list[str]:
+    after = [run.results.cmi['after']['features'] for run in runs]
+    values = [(each.cmi, each.mutual_information, each.relative_cmi) for each in after]
+    return [_number(float(mean), '.3g') for mean in np.mean(values, axis=0)]
 
 
 def difference_rows(study: Study, comparisons: Sequence[Comparison]) -> Rows:
     """Each comparison: verdict and what it rests on, intervals, tests, and how many seeds would show more."""
-    in_points = not comparisons or comparisons[0].metric not in IN_NATS
+    in_points = not comparisons or comparisons[0].kind.unit == 'points'
     header = ['arm', 'against', 'setting', 'verdict', 'rests on', 'seeds', 'mean', '95 %', 'p', 'p Holm', 'sd of seeds']
     header += ['95 % t, seeds', '95 % bootstrap, seeds', 'p t, seeds', 'p Wilcoxon', 'wins/ties/losses']
     if in_points:
         header += [f'seeds to see {study.gain:g}', 'seen at 80 %']
     rows = []
     for each in comparisons:
-        d, metric = each.difference, each.metric
+        d, metric = each.difference, each.kind
         row = [each.arm, each.baseline, each.table, each.verdict, each.rests_on, str(d.n), signed(d.mean, metric)]
         row += [interval(*each.interval, metric), _p(each.p), _p(each.holm_p)]
-        row += [_number(d.sd, '.3f' if metric in IN_NATS else '.2f'), interval(d.t_low, d.t_high, metric)]
+        row += [_number(d.sd, _DIGITS[metric.unit]), interval(d.t_low, d.t_high, metric)]
         row += [interval(d.bootstrap_low, d.bootstrap_high, metric), _p(d.t_p), _p(d.wilcoxon_p)]
         row.append(f'{d.wins}/{d.ties}/{d.losses}')
         if in_points:
@@ -92,20 +101,26 @@ def difference_rows(study: Study, comparisons: Sequence[Comparison]) -> Rows:
     return Rows(header, rows, 5)
 
 
+def pooled(comparisons: Sequence[Comparison]) -> PairedDifference | None:
+    """Of one pair of arms the mean over settings of each seed's difference; None where they do not add up."""
+    mine = [each for each in comparisons if not each.apart]
+    seeds = [seed for seed in (mine[0].seeds if mine else ()) if all(seed in each.seeds for each in mine)]
+    if len(mine) < 2 or len(seeds) < 2 or len({each.metric for each in mine}) > 1:
+        return None
+    means = [float(np.mean([each.differences[each.seeds.index(seed)] for each in mine])) for seed in seeds]
+    return statistics.paired_difference(means, [0.0] * len(means), higher_is_better=not mine[0].kind.lower_is_better)
+
+
 def pooled_rows(study: Study, comparisons: Sequence[Comparison]) -> Rows | None:
     """Mean over settings of each seed's difference: settings of one metric only, as others do not add up."""
     rows = []
     for arm, baseline in study.comparisons:
-        mine = [c for c in comparisons if (c.arm, c.baseline) == (arm, baseline) and not c.apart]
-        seeds = [seed for seed in (mine[0].seeds if mine else ()) if all(seed in c.seeds for c in mine)]
-        if len(mine) < 2 or len(seeds) < 2 or len({c.metric for c in mine}) > 1:
-            continue
-        means = [float(np.mean([c.differences[c.seeds.index(seed)] for c in mine])) for seed in seeds]
-        metric = mine[0].metric
-        d = statistics.paired_difference(means, [0.0] * len(means), higher_is_better=metric not in LOWER_IS_BETTER)
-        row = [arm, baseline, str(len(mine)), str(d.n), signed(d.mean, metric), interval(d.t_low, d.t_high, metric)]
-        row.append(interval(d.bootstrap_low, d.bootstrap_high, metric))
-        rows.append([*row, _p(d.t_p), f'{d.wins}/{d.ties}/{d.losses}'])
+        mine = [each for each in comparisons if (each.arm, each.baseline) == (arm, baseline) and not each.apart]
+        if d := pooled(mine):
+            kind = mine[0].kind
+            row = [arm, baseline, str(len(mine)), str(d.n), signed(d.mean, kind), interval(d.t_low, d.t_high, kind)]
+            row.append(interval(d.bootstrap_low, d.bootstrap_high, kind))
+            rows.append([*row, _p(d.t_p), f'{d.wins}/{d.ties}/{d.losses}'])
     header = ['arm', 'against', 'settings', 'seeds', 'mean', '95 % t', '95 % bootstrap', 'p', 'wins/ties/losses']
     return Rows(header, rows, 2) if rows else None
 
@@ -127,16 +142,17 @@ def mcnemar_rows(comparisons: Sequence[Comparison]) -> Rows:
 def seed_rows(study: Study) -> list[Block]:
     """All scores, a table a setting: no seed is left out."""
     blocks: list[Block] = []
+    digits = _DIGITS[study.metrics[SCORE].unit].replace('3g', '6g')
     for table in study.tables:
         seeds = sorted({run.seed for run in study.runs if run.setting == table.setting})
         rows = []
         for arm in study.arms:
             runs = study.of(table.setting, arm)
             if runs:
-                scores = [f'{runs[s].score(table.split, table.metric):.2f}' if s in runs else '-' for s in seeds]
+                scores = [f'{runs[s].score(table.split, table.metric):{digits}}' if s in runs else '-' for s in seeds]
                 rows.append([arm, *scores])
         blocks += [
-            Paragraph(f'{table.name}, {table.metric}, {table.rows} rows:'),
+            Paragraph(f'{table.name}, {table.metric}{f", {table.rows} rows" if table.rows else ""}:'),
             Rows(['seed', *map(str, seeds)], rows),
         ]
     return blocks

@@ -1,9 +1,9 @@
-"""The pictures of a study. Each function returns a figure, or None where the runs do not hold what it shows."""
+"""What run folders hold beside scores. Each function returns a figure, or None where they do not hold it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,68 +12,24 @@ from matplotlib.figure import Figure
 
 from composer_cmi.run.outputs.history import read_history
 from composer_cmi.run.outputs.results import load_results
-from composer_cmi.study.findings.analysis import Comparison, Study
-from composer_cmi.study.findings.runs import IN_NATS, Run
+from composer_cmi.study.findings.drawing.style import COLORS, figure_of, style
+from composer_cmi.study.findings.runs import Run
 from composer_cmi.study.findings.statistics import t_interval
-from composer_cmi.text import for_matplotlib
+from composer_cmi.study.findings.study import Study
+from composer_cmi.text import for_matplotlib, told_apart
 
-__all__ = ['against_weight', 'clusters', 'over_training', 'paired_differences', 'teacher_and_student']
+__all__ = ['against_weight', 'clusters', 'over_training', 'teacher_and_student']
 
-# Okabe & Ito's palette without yellow; marks and dashes differ too, for print and for every eye.
-COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000')
-MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
-DASHES = ('-', '--', ':', '-.', (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 # Of a grid of arms a picture shows the first ones: more are not told apart.
 _MOST_ARMS = 6
+_FEW_CLASSES = 15
+_MOST_CLASSES = 50
 _REGULARISERS = ('cmi_regularization', 'cmi_maximization')
-
-
-def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
-    figure = Figure(figsize=(width, height), layout='constrained')
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def _style(index: int, line: bool = True) -> dict[str, Any]:
-    style: dict[str, Any] = {'color': COLORS[index % len(COLORS)], 'marker': MARKERS[index % len(MARKERS)]}
-    return {**style, 'linestyle': DASHES[index % len(DASHES)]} if line else style
 
 
 def _mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     interval = t_interval(values)
     return float(np.mean(values)), float(interval.low), float(interval.high)
-
-
-def paired_differences(comparisons: Sequence[Comparison]) -> Figure | None:
-    """Every seed's difference, one panel a pair of arms, with the mean and the interval that the verdict rests on."""
-    pairs = list(dict.fromkeys((each.arm, each.baseline) for each in comparisons))
-    tables = list(dict.fromkeys(each.table for each in comparisons))
-    if not pairs:
-        return None
-    columns = min(3, len(pairs))
-    rows = math.ceil(len(pairs) / columns)
-    figure, panels = _figure(rows, columns, 1.8 + 4.2 * columns, 1.2 + rows * (1.1 + 0.55 * len(tables)))
-    jitter = np.random.default_rng(0)
-    for panel, pair in zip(panels.flat, pairs, strict=False):
-        for each in (each for each in comparisons if (each.arm, each.baseline) == pair):
-            place, index = -tables.index(each.table), tables.index(each.table)
-            heights = place + jitter.uniform(-0.14, 0.14, len(each.differences))
-            panel.scatter(each.differences, heights, s=26, alpha=0.55, linewidths=0, **_style(index, line=False))
-            low, high = each.interval
-            if not math.isnan(low):
-                panel.plot([low, high], [place - 0.3] * 2, color='black', linewidth=2.2, solid_capstyle='butt')
-            panel.plot(each.difference.mean, place - 0.3, 'D', color='black', markersize=6)
-        panel.axvline(0, color='gray', linewidth=1)
-        panel.set_yticks([-i for i in range(len(tables))], [for_matplotlib(name) for name in tables])
-        panel.set_ylim(-len(tables) + 0.35, 0.5)
-        panel.set_title(f'{for_matplotlib(pair[0])}\nminus {for_matplotlib(pair[1])}', fontsize=10)
-        metric = comparisons[0].metric
-        what = f'{metric.replace("_", " ").replace("nll", "NLL")} (nats)' if metric in IN_NATS else 'score (points)'
-        panel.set_xlabel(f'difference in {what}')
-        panel.locator_params(axis='x', nbins=5)
-        panel.grid(axis='x', alpha=0.3)
-    for panel in panels.flat[len(pairs) :]:
-        panel.set_axis_off()
-    return figure
 
 
 def _weight(run: Run) -> float | None:
@@ -98,7 +54,7 @@ def against_weight(study: Study) -> Figure | None:
     family = max(families, key=lambda name: len(families[name]), default=None)
     if family is None or len(families[family]) < 2:
         return None
-    figure, panels = _figure(1, 2, 12, 4.6)
+    figure, panels = figure_of(1, 2, 12, 4.6)
     score_panel, cmi_panel = panels[0]
     for index, table in enumerate(study.tables):
         by_weight: dict[float, list[Run]] = {}
@@ -111,7 +67,7 @@ def against_weight(study: Study) -> Figure | None:
         cmis = [[run.results.cmi['after']['features'].cmi for run in by_weight[w]] for w in weights]
         for panel, values in ((score_panel, scores), (cmi_panel, cmis)):
             means, lows, highs = np.array([_mean_interval(each) for each in values]).T
-            panel.plot(weights, means, label=for_matplotlib(table.name), **_style(index))
+            panel.plot(weights, means, label=for_matplotlib(table.name), **style(index))
             panel.fill_between(weights, lows, highs, color=COLORS[index % len(COLORS)], alpha=0.15, linewidth=0)
     ticks = [0.0, *sorted(families[family])]
     for panel, label in ((score_panel, 'score (points)'), (cmi_panel, 'held-out CMI, features (nats)')):
@@ -126,7 +82,7 @@ def against_weight(study: Study) -> Figure | None:
     return figure
 
 
-_CURVES = (
+_RUNNING = (
     ('cmi/cmi', 'CMI  I(X;Z|Y) (nats)'),
     ('cmi/mutual_information', 'I(X;Z) (nats)'),
     ('cmi/relative_cmi', 'rho = CMI / I(X;Z)'),
@@ -134,34 +90,57 @@ _CURVES = (
 
 
 def over_training(study: Study, setting: str) -> Figure | None:
-    """CMI, I(X;Z) and rho as logged in training, one line an arm, mean over the seeds."""
-    figure, panels = _figure(1, 3, 14, 4.8)
-    drawn = False
-    for index, arm in enumerate(study.arms[:_MOST_ARMS]):
-        histories = [
+    """NLL and CMI of training rows and of held-out ones as logged in training, an arm a line, mean over the seeds.
+
+    Of runs that logged none of it, those of an earlier version, what the term of CMI runs was measured by.
+    """
+    histories = {
+        arm: [
             read_history(run.folder / 'history.csv')
             for run in study.of(setting, arm).values()
             if (run.folder / 'history.csv').is_file()
         ]
-        for panel, (key, _) in zip(panels[0], _CURVES, strict=True):
-            steps, means = _mean_curve(histories, key)
+        for arm in study.arms[:_MOST_ARMS]
+    }
+    split = next(table.split for table in study.tables if table.setting == setting)
+    curves = (
+        ('metrics/train/nll', 'NLL, training rows (nats)'),
+        (f'metrics/{split}/NegativeLogLikelihood', 'NLL, held-out rows (nats)'),
+        ('metrics/train/cmi', 'CMI, training rows (nats)'),
+        (f'metrics/{split}/cmi', 'CMI, held-out rows (nats)'),
+    )
+    if any(key in row for found in histories.values() for history in found for row in history for key, _ in curves):
+        return _curves(histories, curves, f'{for_matplotlib(setting)}: mean over seeds', 2)
+    title = f'{for_matplotlib(setting)}: running class centroids of the training batches, mean over seeds'
+    return _curves(histories, _RUNNING, title, 3)
+
+
+def _curves(
+    histories: Mapping[str, Sequence[list[dict[str, Any]]]], curves: Sequence[tuple[str, str]], title: str, columns: int
+) -> Figure | None:
+    rows = math.ceil(len(curves) / columns)
+    figure, panels = figure_of(rows, columns, 1 + 4.4 * columns, 0.8 + 3.8 * rows)
+    drawn = False
+    for index, (arm, found) in enumerate(histories.items()):
+        for panel, (key, _) in zip(panels.flat, curves, strict=True):
+            steps, means = _mean_curve(found, key)
             if len(steps):
-                label = f'{for_matplotlib(arm)} ({len(histories)} seeds)'
-                style = {**_style(index), 'markevery': max(1, len(steps) // 8)}
-                panel.plot(steps, means, label=label, markersize=5, **style)
+                look = {**style(index), 'markevery': max(1, len(steps) // 8)}
+                panel.plot(steps, means, label=f'{for_matplotlib(arm)} ({len(found)} seeds)', markersize=5, **look)
                 drawn = True
     if not drawn:
         return None
-    for panel, (_, label) in zip(panels[0], _CURVES, strict=True):
+    for panel, (_, label) in zip(panels.flat, curves, strict=True):
         panel.set_xlabel('optimizer step')
         panel.set_ylabel(label)
         panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
-    handles, names = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, fontsize=9, ncols=3, loc='outside lower center')  # inside it would hide the curves
-    figure.suptitle(
-        f'{for_matplotlib(setting)}: running class centroids of the training batches, mean over seeds', fontsize=11
-    )
+    named = max(panels.flat, key=lambda panel: len(panel.lines))
+    handles, names = named.get_legend_handles_labels()
+    figure.legend(
+        handles, names, fontsize=9, ncols=min(3, columns), loc='outside lower center'
+    )  # inside it would hide curves
+    figure.suptitle(title, fontsize=11)
     return figure
 
 
@@ -178,7 +157,7 @@ def _mean_curve(histories: Sequence[list[dict[str, Any]]], key: str) -> tuple[np
 def teacher_and_student(study: Study) -> Figure | None:
     """Held-out CMI of each teacher in logit space against the score of its student, where students are distilled."""
     by_folder = {run.folder.resolve(): run for run in study.runs}
-    figure, panels = _figure(1, 1, 7, 4.8)
+    figure, panels = figure_of(1, 1, 7, 4.8)
     panel: Axes = panels[0][0]
     drawn = False
     for index, arm in enumerate(study.arms):
@@ -189,7 +168,7 @@ def teacher_and_student(study: Study) -> Figure | None:
                 points.append((teacher, run.results.primary_score * 100))
         if points:
             panel.scatter(
-                *zip(*points, strict=True), s=42, alpha=0.8, label=for_matplotlib(arm), **_style(index, line=False)
+                *zip(*points, strict=True), s=42, alpha=0.8, label=for_matplotlib(arm), **style(index, line=False)
             )
             drawn = True
     if not drawn:
@@ -235,6 +214,8 @@ def clusters(study: Study, setting: str, split: str) -> Figure | None:
     log_f = {arm: _centred_log_f(arrays['features']) for arm, arrays in loaded.items()}
     labels = {arm: np.asarray(arrays['labels']) for arm, arrays in loaded.items()}
     names = next(iter(loaded.values()))['label_names']
+    few = len(names) <= _FEW_CLASSES
+    shown = told_apart([str(name) for name in names], 30 if few else 22)
     classes = sorted({int(label) for each in labels.values() for label in each if label >= 0})
     means = np.concatenate(
         [[log_f[a][labels[a] == c].mean(0) for c in classes if (labels[a] == c).any()] for a in log_f]
@@ -242,7 +223,7 @@ def clusters(study: Study, setting: str, split: str) -> Figure | None:
     axes = np.linalg.svd(means, full_matrices=False)[2][:2]
     columns = 2 if len(log_f) == 4 else min(3, len(log_f))
     lines = math.ceil(len(log_f) / columns)
-    figure, panels = _figure(lines, columns, 1 + 4.4 * columns, 0.4 + 4.4 * lines)
+    figure, panels = figure_of(lines, columns, 1 + 4.4 * columns, 0.4 + 4.4 * lines)
     projected = {arm: rows @ axes.T for arm, rows in log_f.items()}
     # One scale for all arms: how large the clusters are is what the picture is about.
     low, high = (edge(np.concatenate(list(projected.values())), axis=0) for edge in (np.min, np.max))
@@ -251,9 +232,10 @@ def clusters(study: Study, setting: str, split: str) -> Figure | None:
         for index, label in enumerate(classes):
             mine = points[labels[arm] == label]
             if len(mine):
-                panel.scatter(*mine.T, s=9, alpha=0.35, linewidths=0, **_style(index, line=False))
-                style = {**_style(index, line=False), 'label': for_matplotlib(names[label])}
-                panel.scatter(*mine.mean(0), s=130, edgecolors='black', linewidths=1.5, zorder=3, **style)
+                panel.scatter(*mine.T, s=9, alpha=0.35, linewidths=0, **style(index, line=False))
+                look = {**style(index, line=False), 'label': for_matplotlib(shown[label])}
+                size, edge_width = (130, 1.5) if few else (60, 0.8)
+                panel.scatter(*mine.mean(0), s=size, edgecolors='black', linewidths=edge_width, zorder=3, **look)
         panel.set_title(f'{for_matplotlib(arm)}, seed {seed}', fontsize=10)
         panel.set_xlabel('first direction of log f')
         panel.set_xlim(low[0] - margin[0], high[0] + margin[0])
@@ -263,7 +245,18 @@ def clusters(study: Study, setting: str, split: str) -> Figure | None:
         panel.set_axis_off()
     for panel in panels[:, 0]:
         panel.set_ylabel('second direction of log f')
-    panels[0][0].legend(fontsize=8, title='centroid of')
+    handles, labelled = panels[0][0].get_legend_handles_labels()
+    if len(labelled) > _MOST_CLASSES:  # the others are in the picture, without a name
+        labelled = [*labelled[: _MOST_CLASSES - 1], f'and {len(labelled) - _MOST_CLASSES + 1} more']
+    figure.legend(
+        handles[: len(labelled)],
+        labelled,
+        fontsize=8 if few else 7,
+        markerscale=1.0 if few else 0.6,
+        title='centroid of',
+        ncols=1 if len(labelled) <= 25 * lines else 2,
+        loc='outside right upper',
+    )
     return figure
 
 
