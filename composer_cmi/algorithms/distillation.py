@@ -41,8 +41,8 @@ class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
 
     Args:
         teacher: What `composer_cmi.teachers.teacher.load_teacher` takes: a Hugging Face folder or hub name, a run
-            folder, a Composer checkpoint, a live module, or a list of these, whose logits are averaged. None with a
-            finished cache.
+            folder, a Composer checkpoint, a live module, or a list of these, which are averaged. None with a finished
+            cache.
         alpha: Weight of the teacher, 0 to 1.
         temperature: `tau`, positive; its square multiplies the KL always.
         cache: None runs the teacher in every step. A folder: the teacher runs once over the training rows, its logits
@@ -50,10 +50,13 @@ class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
             `LogitCache`.
         assume_same_labels: Classes are compared by name and moved into the student's order. Where one side has no names
             (`LABEL_0`), this word says that the order is the same.
-        allow_weak_teacher: Accept a teacher that is no better than the commonest class (a run of ours checks that).
+        teacher_weights: One for each teacher of a list, such as `[2, 1]`; equal without.
         loss: What is between teacher and student, times `tau^2`: `'kl'`; `'standardized'`, the KL of logits that each
             row standardises (arXiv 2403.01427); `'dist'`, correlations within rows and classes (arXiv 2205.10536),
             which depends on how a batch is cut into microbatches and ranks, and says so.
+        average: What is averaged of a list: `'logits'`, which commutes with the temperature, or `'probabilities'`, at
+            temperature 1.
+        allow_weak_teacher: Accept a teacher that is no better than the commonest class (a run of ours checks that).
         label_key: Where the labels are in a batch; `'labels'` in a mapping, else 1.
         id_key: Where the example ids are in a batch, for the cache.
 
