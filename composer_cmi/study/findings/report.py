@@ -13,6 +13,7 @@ from typing import Any
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.outputs.files import write_json, write_text
 from composer_cmi.study.findings.analysis import METRICS, SCORE, Comparison, Study, compare, load_runs
+from composer_cmi.study.findings.calibration import calibration_blocks
 from composer_cmi.study.findings.pictures import draw_pictures
 from composer_cmi.study.findings.predictions import SCALED_NLL
 from composer_cmi.study.findings.render import Block, Heading, Lines, Paragraph, to_html, to_markdown
@@ -145,6 +146,7 @@ def _blocks(study: Study, comparisons: dict[str, list[Comparison]], out: Path) -
             unit = 'nats' if metric in IN_NATS else 'points of 100'
             title = f'Paired differences in {name}, {unit} (lower is better)'
             blocks += [Heading(title), *_differences_of(study, comparisons[metric])]
+    blocks += calibration_blocks(study)
     if apart:
         blocks += [Heading('Set apart: these decide nothing'), score_rows(study, apart, with_majority=True)]
         blocks.append(Lines([f'{t.name}: {t.apart}; a constant answer scores {t.majority:.2f}.' for t in apart]))
