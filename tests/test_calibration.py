@@ -14,7 +14,8 @@ from transformers.pipelines import pipeline
 
 from composer_cmi.data.task_data import load_task_data
 from composer_cmi.errors import ConfigError
-from composer_cmi.run.calibrate.reliability import plot_reliability, reliability, wilson
+from composer_cmi.run.calibrate.diagram import plot_reliability, wilson
+from composer_cmi.run.calibrate.reliability import reliability
 from composer_cmi.run.calibrate.temperature import best_temperature, divide_head, fit_temperature, inputs_of
 from composer_cmi.run.command import run_file
 from composer_cmi.run.config.schema import DataConfig

@@ -82,8 +82,8 @@ def best(folder) -> RunResults:
 def test_training_ends_early_and_the_run_says_so(folder, stopped):
     assert stopped.timing.steps == 9
     assert len([row for row in read_history(folder / 'runs' / 'stopped' / 'history.csv') if 'cmi/cmi' in row]) == 9
-    assert stopped.notes[-1].startswith('Training ended at step 9 of 18: where a callback looked at dev for that')
-    assert 'Training ended at step 9 of 18' in (folder / 'runs' / 'stopped' / 'model' / 'README.md').read_text()
+    assert stopped.notes[-1].startswith('Training was ended before its 18 steps: where a callback looked at dev for')
+    assert 'Training was ended before its 18 steps' in (folder / 'runs' / 'stopped' / 'model' / 'README.md').read_text()
 
 
 def test_a_stopped_run_that_is_killed_and_resumed_stops_where_it_would_have(folder, stopped):

@@ -22,6 +22,7 @@ REQUIRED = {
     'step': {'step_size': '2ba'},
     'multi_step': {'milestones': ['4ba', '0.8dur']},
     'exponential': {'gamma': 0.5},
+    'polynomial': {'power': 2.0},
     'cosine_annealing_warm_restarts': {'t_0': '5ba'},
 }
 

@@ -221,5 +221,9 @@ def _after_module(box: _Box, args: tuple, output: Any) -> None:
 def _first_tensor(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
-    return next((found for item in items if (found := _first_tensor(item)) is not None), None)
+    # In words that torch.compile follows: `tuple | list` and next() over a generator break its graph.
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    for item in items:
+        if (found := _first_tensor(item)) is not None:
+            return found
+    return None

@@ -15,7 +15,7 @@ from composer.utils import dist
 from composer_cmi.algorithms.distillation import KnowledgeDistillation
 from composer_cmi.data.task_data import TaskData, load_task_data
 from composer_cmi.errors import ConfigError
-from composer_cmi.run.calibrate.reliability import calibration_of, describe
+from composer_cmi.run.calibrate.reliability import calibration_of
 from composer_cmi.run.calibrate.temperature import divided, fit_temperature
 from composer_cmi.run.config.schema import RunConfig
 from composer_cmi.run.evaluate import Evaluation, evaluate, information
@@ -135,8 +135,9 @@ def _train(config: RunConfig, data: TaskData, inputs: dict[str, str]) -> RunResu
     )
     history.seal()
     if steps < asked:
+        # Without numbers of this run: a study says it once of all its runs.
         setup.notes.append(
-            f'Training ended at step {steps} of {asked}: where a callback looked at {setup.primary_split} for that, '
+            f'Training was ended before its {asked} steps: where a callback looked at {setup.primary_split} for that, '
             'its length is a selection on rows that are reported.'
         )
     return _write_folder(setup, inputs, before, after, aside, selection, timing)
@@ -177,8 +178,8 @@ def _keep_best(setup: Setup) -> Selection | None:
         return None
     kept.restore()
     setup.notes.append(
-        f'The weights are those of step {kept.step}, the best by {metric} of {kept.evaluations} evaluations on '
-        f'{kept.split} (train.keep_best): a selection on rows that are reported, which flatters their scores.'
+        f'The weights are those of the best evaluation on {kept.split} by {metric} (train.keep_best): a selection on '
+        'rows that are reported, which flatters their scores.'
     )
     return Selection(metric=metric, split=kept.split, value=kept.value, step=kept.step, evaluations=kept.evaluations)
 
@@ -203,7 +204,6 @@ def _write_folder(
     if aside is not None:
         calibration = calibration_of(fit_temperature(aside), len(aside.labels), after)
         after = {split: divided(part, calibration.temperature) for split, part in after.items()}
-        setup.notes.extend(describe(calibration))
     with user_errors():  # logits that are not finite
         scores = {split: score(data.task, part.logits, part.labels) for split, part in after.items()}
     results = RunResults(

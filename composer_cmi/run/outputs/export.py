@@ -81,6 +81,9 @@ def export_model(
         plain: Any = model.model.merge_and_unload() if model.using_peft else model.model  # pyright: ignore[reportCallIssue]
         if temperature != 1.0 and sample is not None:
             divide_head(plain, inputs_of(plain, model.tokenizer, sample.texts[0], max_length), temperature)
+        if trust_remote_code and model.tokenizer is not None:
+            # The pipeline knows tokenizers by the kind of model, and of this kind it has never heard.
+            plain.config.tokenizer_class = type(model.tokenizer).__name__
         aside = folder.with_name(f'.{folder.name}.{os.getpid()}.tmp')
         with naming(aside):
             plain.save_pretrained(aside)

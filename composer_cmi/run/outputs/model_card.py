@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from composer_cmi.run.calibrate.reliability import describe
 from composer_cmi.run.outputs.files import write_text
 from composer_cmi.run.outputs.results import RunResults
 from composer_cmi.text import for_markdown, for_markdown_code
@@ -60,6 +61,7 @@ def model_card(results: RunResults, label_names: Sequence[str]) -> str:
         "classify = pipeline('text-classification', model='path/to/this/folder')\n"
         f"print(classify('...', truncation=True))  # cut to {config['data']['max_length']} tokens, as in training\n```",
         '## Scores\n\nOne run, one seed; shares in [0, 1], NLL in nats.\n\n' + _scores(results),
+        *([f'## Calibration\n\n{_calibration(results)}'] if results.calibration else []),
         '## Information\n\nOn the first evaluation split, in nats. CMI = I(X;Z|Y) is the spread of the clusters, '
         'rho = CMI / I(X;Z).\n\n' + _information(results),
         '## Recipe\n\n' + '\n'.join(f'* {name}: {value}' for name, value in recipe.items()),
@@ -83,6 +85,10 @@ def _scores(results: RunResults) -> str:
         majority = results.majority.get(split)
         rows.append([split, str(results.num_examples[split]), *values, '' if majority is None else f'{majority:.4f}'])
     return _table(rows)
+
+
+def _calibration(results: RunResults) -> str:
+    return '\n'.join(f'* {for_markdown(line)}' for line in describe(results.calibration)) if results.calibration else ''
 
 
 def _information(results: RunResults) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from composer_cmi.run.calibrate.reliability import plot_reliability
+from composer_cmi.run.calibrate.diagram import plot_reliability
 from composer_cmi.run.evaluate import Evaluation
 from composer_cmi.run.outputs.files import read_features, sweep_up
 from composer_cmi.run.outputs.history import HISTORY_FILE, read_history

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from composer_cmi.errors import ConfigError
+from composer_cmi.run.calibrate.temperature import best_temperature
 from composer_cmi.run.measures.tables import SCORES
 from composer_cmi.run.outputs.files import read_checked
 
@@ -24,7 +24,6 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 SCALED_NLL = 'scaled_nll'  # the one score that no run holds: it is read from the predictions
-_WIDEST = math.log(100)  # temperatures from 1/100 to 100
 # Runs score in float32.
 _ROUNDING = 1e-5
 
@@ -143,12 +142,7 @@ def scaled_nll(logits: Floats, labels: Ints) -> float:
 
 
 def _scaled_losses(logits: Floats, labels: Ints) -> Floats:
-    # NLL is convex in the inverse temperature, so it has one minimum in its logarithm too.
-    best = minimize_scalar(
-        lambda log_t: _losses(logits, labels, log_t).mean(), bounds=(-_WIDEST, _WIDEST), method='bounded'
-    )
-    losses = min((_losses(logits, labels, log_t) for log_t in (best.x, 0.0)), key=np.mean)
-    return losses + 1 / len(labels)
+    return _losses(logits, labels, math.log(best_temperature(logits, labels))) + 1 / len(labels)
 
 
 def _losses(logits: Floats, labels: Ints, log_temperature: float) -> Floats:

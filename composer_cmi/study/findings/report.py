@@ -14,6 +14,7 @@ from composer_cmi.errors import ConfigError
 from composer_cmi.pages import Block, Details, Heading, Lines, Paragraph, to_html, to_markdown
 from composer_cmi.run.outputs.files import write_json, write_text
 from composer_cmi.study.findings.analysis import Comparison, compare
+from composer_cmi.study.findings.calibration import calibration_blocks
 from composer_cmi.study.findings.elsewhere import load_table
 from composer_cmi.study.findings.latex import to_latex
 from composer_cmi.study.findings.opening import overview, sentences
@@ -161,6 +162,8 @@ def _details(study: Study, comparisons: dict[str, list[Comparison]]) -> list[Det
             better = ' (lower is better)' if kind.lower_is_better else ''
             title = f'Paired differences in {kind.name}{unit}{better}'
             found.append(Details(title, _differences_of(study, comparisons[metric])))
+    if calibrated := calibration_blocks(study) if study.of_folders else []:
+        found.append(Details('Calibration', calibrated))
     if apart:
         why = [f'{t.name}: {t.apart}; a constant answer scores {t.majority:.2f}.' for t in apart]
         found.append(
