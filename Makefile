@@ -120,7 +120,7 @@ $(MODERN_STAMP): pyproject.toml modern.txt
 	test -x $(MODERN)/bin/python || $(PYTHON) -m venv $(MODERN)
 	for package in $(MODERN_TORCH); do $(MODERN)/bin/python $(PIP) --no-deps $$package || exit 1; done
 	$(MODERN)/bin/python $(PIP) uv
-	$(MODERN)/bin/uv pip install --quiet --python $(MODERN)/bin/python --override modern.txt -e '.[$(EXTRAS)]'
+	$(MODERN)/bin/uv pip install --quiet --python $(MODERN)/bin/python --override modern.txt -e '.[$(EXTRAS),onnx]'
 	touch $(MODERN_STAMP)
 
 # runs/ holds results: it is yours to delete.

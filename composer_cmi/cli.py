@@ -10,7 +10,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +17,8 @@ import typer
 
 from composer_cmi import __version__, registry
 from composer_cmi.errors import ConfigError, needs
-from composer_cmi.run.command import run_file, tell
+from composer_cmi.exchange import command_line
+from composer_cmi.run.command import one_sentence, run_file
 from composer_cmi.starters import STARTERS, write_starters
 
 __all__ = ['app']
@@ -28,17 +28,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-
-@contextmanager
-def _one_sentence() -> Iterator[None]:
-    """Whatever ends the command is one sentence, and its exit code."""
-    try:
-        yield
-    except typer.Exit:
-        raise
-    except BaseException as error:
-        raise typer.Exit(tell(error)) from None
 
 
 def _show_version(wanted: bool) -> None:
@@ -62,7 +51,7 @@ def init_command(
     folder: Annotated[str, typer.Argument(metavar='[DIR]', help='Where the files go')] = '.',
 ) -> None:
     """Write commented files to start from."""
-    with _one_sentence():
+    with one_sentence():
         if kind not in STARTERS:
             known = ', '.join(STARTERS)
             raise ConfigError(f'There are no files for {kind!r}.{registry.nearest(kind, STARTERS)} Known: {known}.')
@@ -86,7 +75,7 @@ def list_command(
     kind: Annotated[str, typer.Argument(help='tasks, algorithms, models, loggers, callbacks or all')] = 'all',
 ) -> None:
     """List the tasks, algorithms, models, loggers and callbacks that a YAML file can name."""
-    with _one_sentence():
+    with one_sentence():
         for line in _lines(kind):
             print(line)
 
@@ -146,7 +135,7 @@ def check_command(
 ) -> None:
     """Say what a run would see of a data set, and all that is wrong with its files."""
     columns = {'text_columns': text_column, 'label_column': label_column}
-    with _one_sentence():
+    with one_sentence():
         with needs('run', 'A look at data'):
             from rich.console import Console
 
@@ -174,7 +163,7 @@ def try_command(
     train: Annotated[bool, typer.Option('--train', help='Train the recommended recipe at the end')] = False,
 ) -> None:
     """From labelled text to a decision: which recipe helps on these data, by how much, and its YAML file."""
-    with _one_sentence():
+    with one_sentence():
         with needs('run', 'A trial'):
             from composer_cmi.study.trial.trial import try_data
         trial = try_data(
@@ -196,7 +185,7 @@ def try_command(
 @app.command('schema')
 def schema_command(kind: Annotated[str, typer.Argument(help='run or study')] = 'run') -> None:
     """Print the JSON schema of a run's or a study's YAML file, for editors."""
-    with _one_sentence():
+    with one_sentence():
         if kind not in ('run', 'study'):
             raise ConfigError(f'There is no schema of {kind!r}: it is run or study.')
         with needs('run', 'The schema'):
@@ -214,7 +203,7 @@ def submit_command(
     ] = False,
 ) -> None:
     """Predict the test splits of finished GLUE runs and write the leaderboard's TSV files."""
-    with _one_sentence():
+    with one_sentence():
         with needs('run', 'A submission'):
             from composer_cmi.run.outputs.submission import submit
         files = submit(folders, out, run_code=run_code)
@@ -236,7 +225,7 @@ def sweep_command(
     dry_run: Annotated[bool, typer.Option('--dry-run', help='Check the study and list its runs')] = False,
 ) -> None:
     """Do what is left of a study: every setting, arm and seed once, tuned arms first."""
-    with _one_sentence():
+    with one_sentence():
         with needs('run', 'A study'):
             from rich.console import Console
 
@@ -262,7 +251,7 @@ def report_command(
     lower: Annotated[list[str] | None, typer.Option(help='A column of --from whose lower values are better')] = None,
 ) -> None:
     """Say what a study, or a table of scores, shows: tables and pictures as HTML, Markdown, LaTeX, CSV and JSON."""
-    with _one_sentence():
+    with one_sentence():
         if (folder is None) == (table is None):
             raise ConfigError('Report on what? Give a folder of runs, or --from and a file of scores or predictions.')
         if folder is not None and lower:
@@ -275,6 +264,12 @@ def report_command(
             files = report_from(str(table), out, against or [], lower or [])
     found = files['markdown'].read_text(encoding='utf-8').split('## What was found', 1)[1].split('\n## ', 1)[0]
     print(found.strip(), *(f'{name}: {path}' for name, path in files.items()), sep='\n')
+
+
+app.command('predict')(command_line.predict_command)
+app.command('cache')(command_line.cache_command)
+app.command('push')(command_line.push_command)
+app.command('export')(command_line.export_command)
 
 
 if __name__ == '__main__':

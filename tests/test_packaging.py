@@ -116,7 +116,7 @@ def test_what_tests_and_benchmarks_import_is_declared():
         (CORE, None),
         ((*CORE, 'algorithms'), 'composer'),
         ((*CORE, 'hf'), 'hf'),
-        ((*CORE, 'algorithms', 'data', 'run', 'study', 'starters'), 'run'),
+        ((*CORE, 'algorithms', 'data', 'run', 'study', 'exchange', 'starters'), 'run'),
     ],
     ids=['core', 'composer', 'hf', 'run'],
 )

@@ -14,7 +14,8 @@ from composer_cmi.errors import ConfigError
 from composer_cmi.run.config import load_config
 from composer_cmi.study.config import load_study
 from composer_cmi.study.execution.plan import check_cells, plan_reported, plan_tuning
-from composer_cmi.study.findings.analysis import compare, load_runs
+from composer_cmi.study.findings.analysis import compare
+from composer_cmi.study.findings.study import load_runs
 from composer_cmi.study.trial import files
 from composer_cmi.study.trial.decision import decide
 from composer_cmi.study.trial.look import look_at

@@ -13,6 +13,7 @@ from pathlib import Path
 from composer_cmi.class_names import clean, look_alike
 
 __all__ = [
+    'LONGEST_FIELD',
     'Cells',
     'DataError',
     'Fault',
@@ -23,7 +24,7 @@ __all__ = [
     'parse_tsv',
 ]
 
-_LONGEST_FIELD = 1 << 27  # the csv module's own limit of 128 KiB refuses long documents
+LONGEST_FIELD = 1 << 27  # the csv module's own limit of 128 KiB refuses long documents
 _SEPARATORS = {',': 'commas', '\t': 'tabs', ';': 'semicolons', '|': 'vertical bars'}
 _WITH_COMMAS = 'save it with commas (pandas: read_csv(FILE, sep="{}").to_csv(NEW, index=False))'
 _SAVE_AS = {',': 'name it .csv', '\t': 'name it .tsv', ';': _WITH_COMMAS.format(';'), '|': _WITH_COMMAS.format('|')}
@@ -61,9 +62,9 @@ class Fault:
     reason: str
 
 
-def _bytes(path: Path) -> bytes:
+def _bytes(path: Path, data: bytes | None) -> bytes:
     # By content, not by name: a file unpacked by a browser keeps its .gz, and one renamed loses it.
-    data = path.read_bytes()
+    data = path.read_bytes() if data is None else data
     if data[:2] == b'\x1f\x8b':
         try:
             data = gzip.decompress(data)
@@ -83,11 +84,11 @@ def _bytes(path: Path) -> bytes:
     return data
 
 
-def decoded_lines(path: Path) -> tuple[list[str], list[Fault]]:
-    """All lines of a file, plain or gzipped, without their line feeds; and those that are no text in UTF-8."""
+def decoded_lines(path: Path, data: bytes | None = None) -> tuple[list[str], list[Fault]]:
+    """All lines of a file (or of `data`) without their line feeds; and those that are no text in UTF-8."""
     # Split at \n only: str.splitlines would also break a text at \x85 or \u2028, which occur inside GLUE's sentences.
     lines, faults = [], []
-    for number, raw in enumerate(_bytes(path).split(b'\n'), start=1):
+    for number, raw in enumerate(_bytes(path, data).split(b'\n'), start=1):
         text, reason = '', 'a NUL byte; this is not a text file in UTF-8.' if b'\x00' in raw else ''
         try:
             text = raw.decode('utf-8', 'replace' if reason else 'strict')
@@ -101,9 +102,9 @@ def decoded_lines(path: Path) -> tuple[list[str], list[Fault]]:
     return lines, faults
 
 
-def full_lines(path: Path) -> tuple[list[tuple[int, str]], list[Fault]]:
+def full_lines(path: Path, data: bytes | None = None) -> tuple[list[tuple[int, str]], list[Fault]]:
     """The lines that hold anything, with their numbers; and those that are no text in UTF-8."""
-    lines, faults = decoded_lines(path)
+    lines, faults = decoded_lines(path, data)
     damaged = {fault.line for fault in faults}
     # A blank line holds no data: most files end in one.
     whole = [(i, text.removesuffix('\r')) for i, text in enumerate(lines, 1) if text.strip() and i not in damaged]
@@ -150,8 +151,7 @@ def parse_tsv(lines: Iterable[tuple[int, str]], headerless: Sequence[str] = (), 
         headerless: Column names of a file without a header; a first line that names any of them is one.
         short_rows: So many rows with too few columns are skipped.
     """
-    lines = iter(lines)
-    number, text = next(lines)
+    number, text = next(lines := iter(lines))
     first = text.split('\t')
     # CoLA's train and dev files have no header, its test file has one.
     known = bool(headerless) and not set(first) & set(headerless)
@@ -201,7 +201,7 @@ def parse_csv(lines: Sequence[str], damaged: frozenset[int] = frozenset()) -> Ce
         lines: All lines with their ends.
         damaged: Lines that could not be decoded; rows which touch one are left out, and all where it is the header.
     """
-    limit = csv.field_size_limit(_LONGEST_FIELD)
+    limit = csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader(iter(lines), strict=True)
     cells: Cells | None = None
     problems: list[Fault] = []

@@ -13,7 +13,7 @@ from composer_cmi.data.readers import DataError, Table
 from composer_cmi.data.splits import UNLABELLED, Split
 from composer_cmi.registry import nearest
 
-__all__ = ['infer_label_names', 'respelled', 'to_split']
+__all__ = ['infer_label_names', 'respelled', 'texts_of', 'to_split']
 
 
 def to_split(
@@ -45,7 +45,7 @@ def to_split(
     """
     faults = list(table.faults)
     texts = tuple(
-        _texts(table, name, table.column(name, 'data.text_columns'), allow_empty, faults) for name in text_columns
+        texts_of(table, name, table.column(name, 'data.text_columns'), allow_empty, faults) for name in text_columns
     )
     labels = np.full(len(table), UNLABELLED, dtype=np.int64)
     if label_column is not None:
@@ -58,7 +58,8 @@ def to_split(
     return Split(texts, labels, ids)
 
 
-def _texts(table: Table, name: str, values: list[Any], allow_empty: bool, faults: list[Fault]) -> list[str]:
+def texts_of(table: Table, name: str, values: list[Any], allow_empty: bool, faults: list[Fault]) -> list[str]:
+    """A column's texts without spaces around them; what is none is added to `faults`."""
     texts = []
     for row, value in enumerate(values):
         text = value.strip() if isinstance(value, str) else ''

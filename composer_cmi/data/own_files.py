@@ -22,7 +22,7 @@ from composer_cmi.data.readers import (
 from composer_cmi.data.splits import Split
 from composer_cmi.data.tasks import Task
 
-__all__ = ['find_file', 'is_datasets_folder', 'listing', 'read_own_files']
+__all__ = ['find_file', 'guess_text', 'is_datasets_folder', 'listing', 'read_own_files']
 
 _DEV_STEMS = ('dev', 'validation', 'valid', 'val')
 _TEXT_GUESSES = (('text',), ('sentence',), ('sentence1', 'sentence2'), ('premise', 'hypothesis'))
@@ -59,7 +59,7 @@ def read_own_files(task: Task, config: Any) -> tuple[Task, dict[str, Split], lis
     train = tables['train']
     label = getattr(config, 'label_column', None) or 'label'
     train.column(label, 'data.label_column')
-    texts = tuple(getattr(config, 'text_columns', None) or ()) or _guess_text(train)
+    texts = tuple(getattr(config, 'text_columns', None) or ()) or guess_text(train)
 
     def read(names: Sequence[str] | None) -> dict[str, Split]:
         # With the order given, a number is the place of a name; in alphabetical order it would be a guess.
@@ -148,11 +148,16 @@ def _by_split(found: dict[str, Table], source: str, held: str) -> dict[str, Tabl
     return {name: found[stem] for stem, name in renamed.items() if stem in found}
 
 
-def _guess_text(table: Table) -> tuple[str, ...]:
+def guess_text(table: Table, key: str = 'data.text_columns') -> tuple[str, ...]:
+    """The columns of text by their usual names.
+
+    Raises:
+        DataError: None of them is there; names the config's `key` that would say so.
+    """
     for columns in _TEXT_GUESSES:
         if all(column in table.columns for column in columns):
             return columns
-    table.column('text', 'data.text_columns')  # raises, naming the columns that are there
+    table.column('text', key)  # raises, naming the columns that are there
     return ('text',)
 
 

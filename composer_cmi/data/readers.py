@@ -7,7 +7,8 @@ is guessed and no row is dropped in silence.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,10 +30,14 @@ __all__ = [
     'DataError',
     'Table',
     'in_one_go',
+    'kind_of',
+    'parquet_columns',
+    'parse_text',
     'read_datasets_folder',
     'read_hub',
     'read_lines',
     'read_table',
+    'readable_parquet',
     'table_from_dataset',
 ]
 
@@ -134,25 +139,38 @@ def read_table(
         DataError: The file cannot be read right.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'There is no data file {str(path)!r}.')
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    kind = suffixes[-2] if suffixes[-1:] == ['.gz'] and len(suffixes) > 1 else (suffixes or [''])[-1]
-    readers: dict[str, Callable[[], Table]] = {
-        '.tsv': lambda: _read_tsv(path, headerless, short_rows),
-        '.txt': lambda: _read_tsv(path, headerless, short_rows),
-        '.csv': lambda: _read_csv(path),
-        '.jsonl': lambda: _read_jsonl(path),
-        '.parquet': lambda: _read_parquet(path),
-    }
-    if kind not in readers:
-        raise DataError(f'{path}: cannot read a {kind or "suffixless"} file; use {", ".join(SUFFIXES)}.')
-    table = readers[kind]()
+    kind = kind_of(path)
+    table = _read_parquet(path) if kind == '.parquet' else parse_text(path, kind, None, headerless, short_rows)
     if table.faults and not (keep_faults and len(table)):
         raise table.error(table.faults)
     if not len(table):
         raise DataError(f'{path}: the file has a header but no rows.')
     return table
+
+
+def kind_of(path: Path) -> str:
+    """A file's suffix in small letters, without .gz.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        DataError: It is of no kind that can be read.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f'There is no data file {str(path)!r}.')
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    kind = suffixes[-2] if suffixes[-1:] == ['.gz'] and len(suffixes) > 1 else (suffixes or [''])[-1]
+    if kind not in (*SUFFIXES, '.txt'):
+        raise DataError(f'{path}: cannot read a {kind or "suffixless"} file; use {", ".join(SUFFIXES)}.')
+    return kind
+
+
+def parse_text(
+    path: Path, kind: str, data: bytes | None = None, headerless: Sequence[str] = (), short_rows: int = 0
+) -> Table:
+    """The rows of a text file, or of `data`, which is a part of one below its header; with all faults in the table."""
+    if kind == '.jsonl':
+        return _read_jsonl(path, data)
+    return _read_csv(path, data) if kind == '.csv' else _read_tsv(path, data, headerless, short_rows)
 
 
 def _table(path: Path, cells: Cells, faults: list[Fault]) -> Table:
@@ -161,20 +179,20 @@ def _table(path: Path, cells: Cells, faults: list[Fault]) -> Table:
     return Table(str(path), named, cells.lines, skipped=cells.skipped, faults=cells.faults + faults)
 
 
-def _read_tsv(path: Path, headerless: Sequence[str], short_rows: int) -> Table:
-    lines, faults = full_lines(path)
+def _read_tsv(path: Path, data: bytes | None, headerless: Sequence[str], short_rows: int) -> Table:
+    lines, faults = full_lines(path, data)
     damaged_header = bool(faults) and (not lines or faults[0].line < lines[0][0])
     return _table(path, Cells([]) if damaged_header else parse_tsv(lines, headerless, short_rows), faults)
 
 
-def _read_csv(path: Path) -> Table:
-    lines, faults = decoded_lines(path)
+def _read_csv(path: Path, data: bytes | None) -> Table:
+    lines, faults = decoded_lines(path, data)
     damaged = frozenset(fault.line for fault in faults)
     return _table(path, parse_csv([f'{line}\n' for line in lines[:-1]] + lines[-1:], damaged), faults)
 
 
-def read_lines(path: str | Path) -> Table:
-    """Read a text file of one text a line into the column 'text'.
+def read_lines(path: str | Path, data: bytes | None = None) -> Table:
+    """Read a text file of one text a line (or `data`, a part of it) into the column 'text'.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -183,12 +201,12 @@ def read_lines(path: str | Path) -> Table:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'There is no data file {str(path)!r}.')
-    lines, faults = full_lines(path)
+    lines, faults = full_lines(path, data)
     return Table(str(path), {'text': [text for _, text in lines]}, [i for i, _ in lines], faults=faults)
 
 
-def _read_jsonl(path: Path) -> Table:
-    lines, faults = full_lines(path)
+def _read_jsonl(path: Path, data: bytes | None) -> Table:
+    lines, faults = full_lines(path, data)
     rows, numbers = [], []
     for number, text in lines:
         reason, row = '', None
@@ -226,17 +244,29 @@ def _one_value(lines: list[tuple[int, str]]) -> str:
 
 
 def _read_parquet(path: Path) -> Table:
-    import pyarrow
     import pyarrow.parquet
 
-    try:
+    with readable_parquet(path):
         table = pyarrow.parquet.read_table(path)
-        # A text that is no UTF-8 is noticed only here.
-        columns = {clean(name) or name: table.column(i).to_pylist() for i, name in enumerate(table.column_names)}
+        columns = parquet_columns(table)
+    return Table(str(path), columns, range(1, table.num_rows + 1), 'row')
+
+
+@contextmanager
+def readable_parquet(path: Path) -> Iterator[None]:
+    """Around reading: what a damaged Parquet file raises becomes a `DataError`."""
+    import pyarrow
+
+    try:
+        yield
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).split('\n', 1)[0]
         raise DataError(f'{path}: not a readable Parquet file ({reason}).') from None
-    return Table(str(path), columns, range(1, table.num_rows + 1), 'row')
+
+
+def parquet_columns(table: Any) -> dict[str, list[Any]]:
+    """Values by column of a table or batch of pyarrow; a text that is no UTF-8 raises only here."""
+    return {clean(name) or name: table.column(i).to_pylist() for i, name in enumerate(table.schema.names)}
 
 
 def read_datasets_folder(path: str | Path) -> dict[str, Table]:

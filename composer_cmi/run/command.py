@@ -14,11 +14,14 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import typer
 
 from composer_cmi.errors import ConfigError, needs
 
-__all__ = ['fail', 'machine_trouble', 'main', 'run_file', 'tell']
+__all__ = ['fail', 'machine_trouble', 'main', 'one_sentence', 'run_file', 'tell']
 
 USER_ERROR = 2
 UNEXPECTED = 70
@@ -57,6 +60,17 @@ def main() -> None:
         print('usage: composer [-n RANKS] -m composer_cmi FILE.yaml [key.sub=value ...]', file=sys.stderr)
         raise SystemExit(0 if len(sys.argv) > 1 else 2)
     raise SystemExit(run_file(sys.argv[1], sys.argv[2:]))
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Around a command of the command line: whatever ends it is one sentence, and its exit code."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except BaseException as error:
+        raise typer.Exit(tell(error)) from None
 
 
 def fail(sentence: str, code: int = USER_ERROR) -> int:

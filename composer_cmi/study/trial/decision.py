@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from composer_cmi.study.findings.analysis import SCORE, Comparison, Study
+from composer_cmi.study.findings.analysis import Comparison
 from composer_cmi.study.findings.crossed import crossed
 from composer_cmi.study.findings.predictions import SCALED_NLL
+from composer_cmi.study.findings.study import SCORE, Study
 from composer_cmi.study.findings.tables import interval, signed
 from composer_cmi.study.trial.plan import AVERAGED, CONTROL, Recipe
 
@@ -64,8 +65,8 @@ def decide(study: Study, found: Mapping[str, Sequence[Comparison]], recipes: Seq
     if gains:
         best = gains[0]
         sentences = [
-            f'Take {words[best.arm]}: {signed(best.difference.mean, best.metric)} points over {control}, 95 % interval '
-            f'{interval(*best.interval, best.metric)} over {best.rests_on}, {best.difference.n} seeds.',
+            f'Take {words[best.arm]}: {signed(best.difference.mean, best.kind)} points over {control}, 95 % interval '
+            f'{interval(*best.interval, best.kind)} over {best.rests_on}, {best.difference.n} seeds.',
             _cost(study, best.arm),
         ]
         if len(mine) > 1:
@@ -109,7 +110,7 @@ def _beats_constant(study: Study) -> bool:
 
 def _note(each: Comparison, words: Mapping[str, str]) -> str:
     kind = 'is better too' if each.verdict == 'gain' else 'is WORSE'
-    mean, bounds = signed(each.difference.mean, each.metric), interval(*each.interval, each.metric)
+    mean, bounds = signed(each.difference.mean, each.kind), interval(*each.interval, each.kind)
     return f'{words[each.arm].capitalize()} {kind}: {mean} points, {bounds}.'
 
 
@@ -118,9 +119,9 @@ def _probabilities(found: Mapping[str, Sequence[Comparison]], table: str, words:
     for metric, name in (('nll', 'as they are'), (SCALED_NLL, 'after one temperature')):
         mine = [c for c in found[metric] if (c.baseline, c.table, c.verdict) == (CONTROL, table, 'gain')]
         for best in sorted(mine, key=lambda each: each.difference.mean)[:1]:
-            bounds = interval(*best.interval, metric)
+            bounds = interval(*best.interval, best.kind)
             notes.append(
-                f'Probabilities {name} are better with {words[best.arm]}: {signed(best.difference.mean, metric)} nats, '
+                f'Probabilities {name} are better with {words[best.arm]}: {signed(best.difference.mean, best.kind)} nats, '
                 f'{bounds}.'
             )
     return notes

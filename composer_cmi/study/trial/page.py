@@ -14,8 +14,9 @@ from rich.table import Table as Screen
 from composer_cmi.data.check import render
 from composer_cmi.pages import Block, Bold, Code, Details, Heading, Lines, Paragraph, Rows, to_html
 from composer_cmi.run.outputs.files import write_text
-from composer_cmi.study.findings.analysis import METRICS, SCORE, Comparison, Study
+from composer_cmi.study.findings.analysis import Comparison
 from composer_cmi.study.findings.pictures import draw_pictures
+from composer_cmi.study.findings.study import SCORE, Study
 from composer_cmi.study.findings.tables import interval, signed, tuning_rows
 from composer_cmi.study.trial.decision import Decision
 from composer_cmi.study.trial.look import Look
@@ -44,13 +45,13 @@ def recipe_rows(study: Study, found: Mapping[str, Sequence[Comparison]], plan: P
         mean = {m: float(np.mean([run.score(table.split, m) for run in runs])) for m in (table.metric, 'nll', 'ece')}
         each = against.get(arm)
         difference, verdict = ('', '') if each is None else (
-            f'{signed(each.difference.mean, each.metric)} {interval(*each.interval, each.metric)}', each.verdict
+            f'{signed(each.difference.mean, each.kind)} {interval(*each.interval, each.kind)}', each.verdict
         )  # fmt: skip
         seconds = float(np.mean([run.results.timing.total_seconds for run in runs]))
         cells = [words.get(arm, arm), f'{mean[table.metric]:.1f}', difference, verdict]
         cells += [f'{mean["nll"]:.3f}', f'{mean["ece"]:.1f}', f'{seconds:.0f}']
         rows.append([Bold(cell) for cell in cells] if arm == chosen else cells)
-    header = ['recipe', table.metric, 'against tuned cross-entropy', 'verdict', METRICS['nll'], METRICS['ece']]
+    header = ['recipe', table.metric, 'against tuned cross-entropy', 'verdict', 'NLL', 'ECE']
     return Rows([*header, 'seconds'], rows)
 
 

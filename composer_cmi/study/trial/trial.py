@@ -17,7 +17,8 @@ from composer_cmi.errors import ConfigError
 from composer_cmi.run.outputs.files import write_json, write_text
 from composer_cmi.study.config import load_study
 from composer_cmi.study.execution.sweep import describe, sweep
-from composer_cmi.study.findings.analysis import compare, load_runs
+from composer_cmi.study.findings.analysis import compare
+from composer_cmi.study.findings.study import load_runs
 from composer_cmi.study.trial import files
 from composer_cmi.study.trial.decision import Decision, decide
 from composer_cmi.study.trial.look import Look, look_at
