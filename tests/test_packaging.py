@@ -48,7 +48,10 @@ def third_party(files: list[Path], **options: bool) -> set[str]:
 
 @cache
 def distributions() -> dict[str, list[str]]:
-    return {**importlib.metadata.packages_distributions(), 'ray': ['ray']}
+    return {
+        **importlib.metadata.packages_distributions(),
+        **{name: [name] for name in ('ray', 'onnxruntime', 'onnxscript')},
+    }
 
 
 def canonical(name: str) -> str:

@@ -16,8 +16,8 @@ from composer_cmi.data.readers import (
     Table,
     in_one_go,
     read_datasets_folder,
-    read_hub,
     read_table,
+    table_from_dataset,
 )
 from composer_cmi.data.splits import Split
 from composer_cmi.data.tasks import Task
@@ -52,7 +52,7 @@ def read_own_files(task: Task, config: Any) -> tuple[Task, dict[str, Split], lis
         )
     given = _given_names(getattr(config, 'labels', None))
     if hub:
-        found = read_hub(hub, getattr(config, 'hub_config', None), getattr(config, 'hub_revision', None))
+        found = _read_hub(hub, getattr(config, 'hub_config', None), getattr(config, 'hub_revision', None))
         tables = _by_split(found, f'data.hub: {hub!r}', ', '.join(found))
     else:
         tables = _tables(Path(config.path))
@@ -179,3 +179,24 @@ def listing(folder: Path) -> str:
     """The first names in a folder, for messages."""
     names = sorted(entry.name for entry in folder.iterdir())
     return ', '.join(names[:12]) + (', ...' if len(names) > 12 else '') if names else 'nothing'
+
+
+def _read_hub(name: str, config: str | None = None, revision: str | None = None) -> dict[str, Table]:
+    """Read what `datasets.load_dataset` gives for a name: a data set of the Hub, or a folder of data files, by split.
+
+    Raises:
+        DataError: It cannot be had.
+    """
+    import datasets
+
+    if any((Path(name) / file).is_file() for file in ('dataset_dict.json', 'state.json')):
+        raise DataError(f'data.hub: {name!r} was written by save_to_disk: give it as data.path.')
+    try:
+        loaded: Any = datasets.load_dataset(name, config, revision=revision)
+    except Exception as error:  # no network, no such name, a proxy's answer, a broken cache: all mean no data
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
+        raise DataError(
+            f'data.hub: {name!r} cannot be had ({reason}): check the name, data.hub_config and the connection, or give '
+            'data.path, a folder written by save_to_disk on a machine that reaches the Hub.'
+        ) from None
+    return {str(split): table_from_dataset(rows, f'{name} ({split})') for split, rows in loaded.items()}

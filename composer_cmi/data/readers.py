@@ -34,7 +34,6 @@ __all__ = [
     'parquet_columns',
     'parse_text',
     'read_datasets_folder',
-    'read_hub',
     'read_lines',
     'read_table',
     'readable_parquet',
@@ -284,27 +283,6 @@ def read_datasets_folder(path: str | Path) -> dict[str, Table]:
         raise DataError(f'{path}: not a readable `datasets` folder ({reason}).') from None
     splits = dict(loaded) if isinstance(loaded, dict) else {'train': loaded}
     return {str(name): table_from_dataset(split, f'{path} ({name})') for name, split in splits.items()}
-
-
-def read_hub(name: str, config: str | None = None, revision: str | None = None) -> dict[str, Table]:
-    """Read what `datasets.load_dataset` gives for a name: a data set of the Hub, or a folder of data files, by split.
-
-    Raises:
-        DataError: It cannot be had.
-    """
-    import datasets
-
-    if any((Path(name) / file).is_file() for file in ('dataset_dict.json', 'state.json')):
-        raise DataError(f'data.hub: {name!r} was written by save_to_disk: give it as data.path.')
-    try:
-        loaded: Any = datasets.load_dataset(name, config, revision=revision)
-    except Exception as error:  # no network, no such name, a proxy's answer, a broken cache: all mean no data
-        reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
-        raise DataError(
-            f'data.hub: {name!r} cannot be had ({reason}): check the name, data.hub_config and the connection, or give '
-            'data.path, a folder written by save_to_disk on a machine that reaches the Hub.'
-        ) from None
-    return {str(split): table_from_dataset(rows, f'{name} ({split})') for split, rows in loaded.items()}
 
 
 def table_from_dataset(dataset: Any, source: str) -> Table:

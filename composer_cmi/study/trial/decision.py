@@ -121,8 +121,8 @@ def _probabilities(found: Mapping[str, Sequence[Comparison]], table: str, words:
         for best in sorted(mine, key=lambda each: each.difference.mean)[:1]:
             bounds = interval(*best.interval, best.kind)
             notes.append(
-                f'Probabilities {name} are better with {words[best.arm]}: {signed(best.difference.mean, best.kind)} nats, '
-                f'{bounds}.'
+                f'Probabilities {name} are better with {words[best.arm]}: '
+                f'{signed(best.difference.mean, best.kind)} nats, {bounds}.'
             )
     return notes
 

@@ -87,7 +87,8 @@ def write_page(
         recipe: the recommended YAML file, or empty.
     """
     failed: list[str] = []
-    pictures = draw_pictures(study, found, out / 'study' / 'report', failed)
+    of_all, of_settings = draw_pictures(study, found, out / 'study' / 'report', failed)
+    pictures = [*of_all, *of_settings]
     blocks: list[Block] = [
         Heading('What helps on these data', 1),
         *map(Paragraph, map(Bold, decision.sentences[:1])),
