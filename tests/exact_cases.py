@@ -11,7 +11,7 @@ from composer.loggers import Logger
 from composer.utils import dist, get_device
 
 import toys
-from composer_cmi.algorithms import CMIMaximization, CMIRegularization, KnowledgeDistillation
+from composer_cmi.algorithms import CMIMaximization, CMIRegularization, KnowledgeDistillation, NormPenalty
 
 
 class UpdatedInAfterLoss(CMIRegularization):
@@ -45,6 +45,8 @@ CASES = {
     'distillation, standardized': lambda: [distillation(loss='standardized')],
     'distillation, cmi': lambda: [distillation(), CASES['paper']()[0]],
     'cmi, distillation': lambda: [CASES['paper']()[0], distillation()],
+    'norm penalty': lambda: [NormPenalty(0.5)],
+    'norm penalty, cmi': lambda: [NormPenalty(0.5, space='logits'), CASES['paper']()[0]],
     'mistake': lambda: [UpdatedInAfterLoss(3.0, form='plain', start='0ba')],
 }
 SIZES = (16, 8, 4, 3)
