@@ -7,8 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
-import onnxscript  # noqa: F401  the exporter's: without it the error would name no extra of ours
 import torch
 
 from composer_cmi.errors import ConfigError, naming
@@ -33,7 +31,11 @@ def export_onnx(run: str | Path, out: str | Path | None = None) -> Path:
     Raises:
         ConfigError: There is no exported model, transformers has no exporter (before 5), the model cannot be exported,
             or ONNX Runtime gives other logits.
+        ModuleNotFoundError: ONNX Runtime or the exporter's onnxscript is not installed (extra `onnx`).
     """
+    import onnxruntime  # noqa: F401  # pyright: ignore[reportMissingImports]  before the work
+    import onnxscript  # noqa: F401  # pyright: ignore[reportMissingImports]
+
     try:
         from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter  # pyright: ignore
     except ImportError as error:
@@ -64,6 +66,8 @@ def export_onnx(run: str | Path, out: str | Path | None = None) -> Path:
 
 def _compare(file: Path, teacher: Any, tokenizer: Any) -> None:
     """Other numbers of rows and tokens than the model was exported with."""
+    import onnxruntime  # pyright: ignore[reportMissingImports]
+
     session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
     for texts in (_TEXTS[1:], (*_TEXTS, 'three')):
         inputs = dict(tokenizer(list(texts), padding=True, return_tensors='pt'))

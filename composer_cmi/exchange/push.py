@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # pyright: ignore[reportPrivateImportUsage]
 
 from composer_cmi.errors import ConfigError
 from composer_cmi.exchange.exported import exported_folder
