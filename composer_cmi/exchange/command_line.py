@@ -93,9 +93,9 @@ def export_command(
     out: Annotated[str | None, typer.Option(help='The folder that it goes to; MODEL/onnx by default')] = None,
 ) -> None:
     """Write a run's exported model as ONNX, by the exporter of transformers 5, and compare the two."""
-    with one_sentence():
-        with needs('onnx', 'An export to ONNX'):
-            from composer_cmi.exchange.onnx_model import export_onnx
+    with one_sentence(), needs('onnx', 'An export to ONNX'):
+        from composer_cmi.exchange.onnx_model import export_onnx
+
         print(export_onnx(run, out))
 
 

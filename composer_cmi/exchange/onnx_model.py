@@ -31,8 +31,10 @@ def export_onnx(run: str | Path, out: str | Path | None = None) -> Path:
     Raises:
         ConfigError: There is no exported model, transformers has no exporter (before 5), the model cannot be exported,
             or ONNX Runtime gives other logits.
+        ModuleNotFoundError: ONNX Runtime or the exporter's onnxscript is not installed (extra `onnx`).
     """
     # The exporter's: without it the error would name no extra of ours. The pinned environment has neither.
+    import onnxruntime  # noqa: F401  # pyright: ignore[reportMissingImports]  before the work
     import onnxscript  # noqa: F401  # pyright: ignore[reportMissingImports]
 
     try:
