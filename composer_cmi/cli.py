@@ -262,8 +262,10 @@ def report_command(
             files = report(folder, out, against or [])
         else:
             files = report_from(str(table), out, against or [], lower or [])
-    found = files['markdown'].read_text(encoding='utf-8').split('## What was found', 1)[1].split('\n## ', 1)[0]
-    print(found.strip(), *(f'{name}: {path}' for name, path in files.items()), sep='\n')
+    sections = files['markdown'].read_text(encoding='utf-8').split('\n## ')
+    told = [section for section in sections if section.startswith(('What was found', 'To know before'))]
+    found = [section.split('\n', 1)[1].strip() for section in told]
+    print(*found, *(f'{name}: {path}' for name, path in files.items()), sep='\n')
 
 
 app.command('predict')(command_line.predict_command)

@@ -22,7 +22,7 @@ _STYLE = """
   --band: #212429; --accent: #7db8f5; } }
 * { box-sizing: border-box; }
 body { font: 16px/1.55 system-ui, -apple-system, 'Segoe UI', sans-serif; max-width: 76rem; margin: 0 auto;
-  padding: 1.5rem 1rem 4rem; color: var(--text); background: var(--page); overflow-wrap: anywhere; }
+  padding: 1.5rem 1rem 4rem; color: var(--text); background: var(--page); overflow-wrap: break-word; }
 h1, h2, h3 { line-height: 1.25; margin: 2.2rem 0 .8rem; } h1 { margin-top: .5rem; }
 p, li { max-width: 60rem; } li { margin: .35rem 0; } ul { padding-left: 1.3rem; }
 .table { overflow-x: auto; margin: 1rem 0; } table { border-collapse: collapse; font-size: .875rem; }

@@ -120,6 +120,7 @@ def _lines(axes: Axes, history: Sequence[Mapping[str, Any]], names: Mapping[str,
     else:
         axes.text(0.5, 0.5, 'not logged in this run', ha='center', va='center', transform=axes.transAxes)
     axes.set_xlabel('optimizer step')
+    axes.margins(y=0.1)
     axes.grid(alpha=0.3)
 
 

@@ -127,13 +127,17 @@ def _blocks(study: Study, comparisons: dict[str, list[Comparison]], out: Path) -
         name = '' if metric == SCORE else f'{kind.name}{better}: '
         told = [] if kind.exploratory else sentences(study, comparisons[metric], kind)
         found += [f'{name}{line}' for line in told]
-    blocks.append(Lines(found) if found else Paragraph('There is nothing to compare.'))
+    by_score = comparisons[SCORE]
+    nothing = (
+        'No setting can decide: all are set apart, as is said below.' if by_score else 'There is nothing to compare.'
+    )
+    blocks.append(Lines(found) if found else Paragraph(nothing))
     if study.missing:
         blocks.append(Paragraph(f'NOT FINISHED: {len(study.missing)} planned runs are missing from all of this:'))
         blocks.append(Lines(study.missing))
-    if found:
+    if by_score:
         note = 'Arm minus baseline, mean over the seeds with its 95 % interval; without a word there is no evidence.'
-        blocks += [Heading('Arms and settings'), overview(study, comparisons[SCORE]), Paragraph(note)]
+        blocks += [Heading('Arms and settings'), overview(study, by_score), Paragraph(note)]
     if told := [*study.remarks, *_what_verdicts_rest_on(comparisons)]:
         blocks += [Heading('To know before'), Lines(told)]
     failed: list[str] = []

@@ -133,6 +133,7 @@ def _curves(
     for panel, (_, label) in zip(panels.flat, curves, strict=True):
         panel.set_xlabel('optimizer step')
         panel.set_ylabel(label)
+        panel.margins(y=0.1)
         panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
     named = max(panels.flat, key=lambda panel: len(panel.lines))
@@ -238,6 +239,7 @@ def clusters(study: Study, setting: str, split: str) -> Figure | None:
                 panel.scatter(*mine.mean(0), s=size, edgecolors='black', linewidths=edge_width, zorder=3, **look)
         panel.set_title(f'{for_matplotlib(arm)}, seed {seed}', fontsize=10)
         panel.set_xlabel('first direction of log f')
+        panel.locator_params(axis='x', nbins=4)
         panel.set_xlim(low[0] - margin[0], high[0] + margin[0])
         panel.set_ylim(low[1] - margin[1], high[1] + margin[1])
         panel.grid(alpha=0.3)

@@ -11,7 +11,7 @@ __all__ = ['COLORS', 'figure_of', 'style']
 
 # Okabe & Ito's palette without yellow; marks and dashes differ too, for print and for every eye.
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000')
-MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
+MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '*')  # one more than colours: 56 looks before one comes again
 DASHES = ('-', '--', ':', '-.', (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
 
