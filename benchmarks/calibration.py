@@ -1,11 +1,11 @@
 """What `calibrate` does to probabilities on four real sets: NLL, ECE and Brier score without and with the temperature.
 
-python benchmarks/calibration.py --seeds 17 18 19 --out benchmarks/calibration.csv
+python benchmarks/calibration.py --seeds 17 18 --out benchmarks/calibration.csv
 
-MiniLM-L6 on 400 training rows of each set, 10 epochs, a share of them kept for the temperature; scored on dev. Beside
-it the same run that trains on all 400 rows and has no temperature: what the rows cost. Differences are paired over
-rows, the seeds averaged first, with a bootstrap interval over rows. The exported model is read by
-`transformers.pipeline` over all of dev: its probabilities are the run's.
+MiniLM-L6 on 600 training rows of each set, 8 epochs, a third of them kept for the temperature; scored on dev. Beside
+it, for the first seed, the same run that trains on all 600 rows and has no temperature: what the rows cost.
+Differences are paired over rows, the seeds averaged first, with a bootstrap interval over rows. The exported model is
+read by `transformers.pipeline` over 200 rows of dev: its probabilities are the run's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from composer_cmi.run.train import load_data, train_run
 
 ROOT = Path(__file__).parents[1]
 SETS = ('bbc_headlines', 'bbc_articles', 'trec', 'film_snippets')
-SHARE = 0.2
+SHARE = 0.33
 COLUMNS = ('set', 'seed', 'trained_on', 'temperature', 'fitted_on', 'accuracy', 'nll', 'ece', 'brier')
 SCORES = ('nll', 'ece', 'brier')
 
@@ -44,8 +44,8 @@ def train(task: str, seed: int, calibrate: float | None, folder: str) -> tuple[R
             'seed': seed,
             'code_paths': [str(ROOT / 'studies/text_tasks.py')],
             'model': {'name_or_path': 'embedded:minilm'},
-            'data': {'train_rows': 400, 'max_length': 32},
-            'train': {'max_duration': '10ep', 'eval_interval': '0ba', 'progress_bar': False, 'batch_size': 16},
+            'data': {'train_rows': 600, 'max_length': 32},
+            'train': {'max_duration': '8ep', 'eval_interval': '0ba', 'progress_bar': False},
             'optimizer': {'lr': 1e-4},
             'checkpoint': {'save_interval': '100ep'},
             'calibrate': calibrate,
@@ -65,9 +65,9 @@ def probabilities(folder: Path) -> np.ndarray:
 
 
 def by_pipeline(folder: Path, data: TaskData) -> np.ndarray:
-    """`[N, C]` of the exported model, as somebody uses it."""
+    """`[200, C]` of the exported model, as somebody uses it."""
     classify: Any = pipeline('text-classification', model=str(folder / 'model'), device='cpu')
-    answers = classify(data.eval_splits['dev'].texts[0], top_k=None, truncation=True, batch_size=16)
+    answers = classify(data.eval_splits['dev'].texts[0][:200], top_k=None, truncation=True)
     found = [{one['label']: one['score'] for one in answer} for answer in answers]
     return np.array([[answer[name] for name in data.label_names] for answer in found])
 
@@ -92,8 +92,8 @@ def row(task: str, seed: int, kept: int, results: RunResults, scores: dict[str, 
 
 
 def measure(task: str, seeds: list[int], folder: str) -> tuple[list[dict], dict[str, Any]]:
-    """Three lines a seed (without the temperature, with it, all rows), and what is paired over rows."""
-    lines, gained, cost, off = [], [], [], 0.0
+    """Lines of each seed (without the temperature, with it), one of all rows, and what is paired over rows."""
+    lines, gained, cost, off = [], [], np.zeros(1), 0.0
     for seed in seeds:
         results, data, place = train(task, seed, SHARE, folder)
         found, labels = results.calibration, data.eval_splits['dev'].labels
@@ -104,20 +104,26 @@ def measure(task: str, seeds: list[int], folder: str) -> tuple[list[dict], dict[
         after = probabilities(place)
         raw = after**found.temperature
         gained.append(losses(after, labels) - losses(raw / raw.sum(1, keepdims=True), labels))
-        off = max(off, float(np.abs(by_pipeline(place, data) - after).max()))
+        if seed != seeds[0]:
+            continue
+        off = float(np.abs(by_pipeline(place, data) - after[:200]).max())
         whole, _, place = train(task, seed, None, folder)
         p = probabilities(place)
         brier = float(((p - np.eye(p.shape[1])[labels]) ** 2).sum(1).mean())
         lines.append(row(task, seed, 0, whole, {**whole.scores['dev'], 'brier': brier}, 1.0))
-        cost.append(losses(after, labels) - losses(p, labels))
-    return lines, {'gained': np.mean(gained, axis=0), 'cost': np.mean(cost, axis=0), 'off': off}
+        cost = losses(after, labels) - losses(p, labels)
+    return lines, {'gained': np.mean(gained, axis=0), 'cost': cost, 'off': off}
 
 
 def cells(task: str, lines: list[dict], told: dict[str, Any]) -> list[str]:
     """One line of the table."""
-    before, after, whole = (
-        {name: float(np.mean([line[name] for line in lines[place::3]])) for name in COLUMNS[5:]} for place in range(3)
-    )
+
+    def of(lines: list[dict]) -> dict[str, float]:
+        return {name: float(np.mean([line[name] for line in lines])) for name in COLUMNS[5:]}
+
+    cut = [line for line in lines if line['fitted_on']]
+    before, after = of(cut[0::2]), of(cut[1::2])
+    whole = of([line for line in lines if not line['fitted_on']])
 
     def paired(name: str) -> str:
         low, high = interval(told[name])
@@ -141,7 +147,7 @@ HEADER = ('set', 'NLL', 'difference', 'ECE, points', 'Brier', 'accuracy, of all 
 def main() -> None:
     """Train, print the table, write the CSV."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--seeds', type=int, nargs='+', default=[17, 18, 19])
+    parser.add_argument('--seeds', type=int, nargs='+', default=[17, 18])
     parser.add_argument('--sets', nargs='+', default=SETS)
     parser.add_argument('--out', type=Path, default=Path('benchmarks/calibration.csv'))
     arguments = parser.parse_args()
@@ -153,10 +159,11 @@ def main() -> None:
             lines, told = measure(task, arguments.seeds, folder)
             everything += lines
             table.add_row(*cells(task, lines, told))
-    with arguments.out.open('w', newline='') as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(everything)
+            print(*cells(task, lines, told), sep=' | ', flush=True)
+            with arguments.out.open('w', newline='') as file:
+                writer = csv.DictWriter(file, COLUMNS)
+                writer.writeheader()
+                writer.writerows(everything)
     Console(width=200).print(table)
 
 
