@@ -144,7 +144,8 @@ def test_rows_are_taken_out_of_training_and_said_so(folder, calibrated):
     rows = len(cut.calibration)
     assert calibrated.num_examples['train'] + rows == 24 and calibrated.calibration.rows == rows
     assert calibrated.num_examples['calibration'] == rows and 'data: calibration' in calibrated.fingerprints
-    assert f'{rows} training rows are kept out of training, to fit a temperature (calibrate).' in calibrated.notes
+    told = f'{rows} training rows are kept out of training, to fit a temperature (calibrate), a rough one'
+    assert any(note.startswith(told) for note in calibrated.notes)
 
 
 def test_text_that_a_temperature_is_fitted_on_is_no_transfer_text_either(folder):

@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 _OWN_DEV_SHARE = 0.2
+_FEW = 100  # rows to fit a temperature on
 
 
 _LATER = {
@@ -241,7 +242,10 @@ def _training(
     calibration = None
     if calibrate:
         chosen, calibration = _divide(chosen, calibrate, f'calibrate {seed}')
-        notes.append(f'{len(calibration):,} training rows are kept out of training, to fit a temperature (calibrate).')
+        rough = '' if len(calibration) >= _FEW else ', a rough one: give more rows, or a larger share'
+        notes.append(
+            f'{len(calibration):,} training rows are kept out of training, to fit a temperature (calibrate){rough}.'
+        )
     present = len(np.unique(chosen.labels))
     if present < 2:
         raise DataError(f'The {len(chosen)} training rows are all of one class; two are wanted: give more rows.')
