@@ -2,12 +2,14 @@
 
     python benchmarks/overhead.py [--ranks 1 2] [--text headlines articles] [--device cuda]
 
-Four trainers live in one process and take turns, `--steps` steps each, in an order that rotates, over the same batches:
+The trainers live in one process and take turns, `--steps` steps each, in an order that rotates, over the same batches:
 
     plain      cross-entropy
     measure    with the algorithm at weight 0, which measures and logs
     term       with the term in the loss from the first batch
     no commit  as `term`, without what happens once a batch: the all-reduce, the new centroids, the log
+
+and one of each other form of the term (`--kinds` names some; `plain` is always there).
 
 A step is from after the dataloader to after BATCH_END. Ratios are paired within a repeat; their median and spread are
 over repeats. On a machine that does other things too, processor seconds say more than seconds: they are a column.
@@ -59,6 +61,11 @@ KINDS: dict[str, list[Algorithm]] = {
     'measure': [CMIRegularization(0.0, start='0ba')],
     'term': [CMIRegularization(start='0ba')],
     'no commit': [WithoutCommit(start='0ba')],
+    'separation': [CMIRegularization(separation=0.005, start='0ba')],
+    'normalized': [CMIRegularization(form='normalized', start='0ba')],
+    'centered': [CMIRegularization(space='centered', start='0ba')],
+    'contrastive': [CMIRegularization(0.3, space='centered', form='contrastive', start='0ba')],
+    'temperatures': [CMIRegularization(space='logits', temperature=[1.0, 2.0, 4.0], start='0ba')],
 }
 
 
@@ -111,13 +118,13 @@ def measure(text: str, arguments: argparse.Namespace) -> None:
     model, tokenizer = build_model(ModelConfig(name_or_path='embedded:minilm'), data.label_names)
     with tempfile.TemporaryDirectory() as folder:
         rows = tokenize(data.train, tokenizer, max_length=LENGTHS[text], cache_dir=folder)
-    trainers = {kind: make_trainer(model, tokenizer, rows, made, arguments.device) for kind, made in KINDS.items()}
+    kinds = ['plain', *(kind for kind in arguments.kinds if kind != 'plain')]
+    trainers = {kind: make_trainer(model, tokenizer, rows, KINDS[kind], arguments.device) for kind in kinds}
     for trainer in trainers.values():
         step_times(trainer, WARM_UP)
-    times: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
-    kinds = list(KINDS)
+    times: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
     for repeat in range(arguments.repeats):
-        for kind in kinds[repeat % 4 :] + kinds[: repeat % 4]:
+        for kind in kinds[repeat % len(kinds) :] + kinds[: repeat % len(kinds)]:
             times[kind].append(step_times(trainers[kind], arguments.steps))
     for trainer in trainers.values():
         trainer.close()
@@ -182,6 +189,7 @@ def drop_measured_anew(arguments: argparse.Namespace) -> None:
             if row['text'] not in arguments.text
             or int(row['ranks']) not in arguments.ranks
             or row['device'] != arguments.device
+            or row['kind'] not in {'plain', *arguments.kinds}
         ]
         header = reader.fieldnames or ()
     aside = arguments.out.with_suffix('.tmp')
@@ -197,6 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--ranks', type=int, nargs='+', default=[1, 2])
     parser.add_argument('--text', nargs='+', choices=[*LENGTHS], default=[*LENGTHS])
+    parser.add_argument('--kinds', nargs='+', choices=[*KINDS], default=[*KINDS])
     parser.add_argument('--repeats', type=int, default=9)
     parser.add_argument('--steps', type=int, default=6)
     parser.add_argument('--threads', type=int, help='of each rank; by default its share of the cores')

@@ -5,12 +5,15 @@ logits (`[N, C]`): the formulas are the same in both spaces. Per-example values 
 examples are float64, because CMI is a difference of entropies a thousand times larger than itself.
 
 Sources: Sivakaran & Yang, arXiv 2502.11258 (feature clusters, I(X;Z|Y) as a fine-tuning loss); Yang et al.,
-arXiv 2309.09123 (CMI, separation and NCMI of output clusters); Hinton et al., arXiv 1503.02531 (distillation).
+arXiv 2309.09123 (CMI, separation and NCMI of output clusters); arXiv 2601.02543 (NCMI of centred, normalised features);
+arXiv 2507.00012 (several temperatures); Snell et al., arXiv 1703.05175 (prototypes); Hinton et al., arXiv 1503.02531
+(distillation).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,10 +22,12 @@ from torch import Tensor
 
 __all__ = [
     'ClassStatistics',
+    'centered',
     'centroids',
     'class_statistics',
     'cmi_term',
     'conditional_mutual_information',
+    'contrastive_term',
     'distillation_divergence',
     'divergence',
     'log_distribution',
@@ -31,21 +36,43 @@ __all__ = [
     'relative_cmi',
     'rounding_noise',
     'separation',
+    'separation_term',
     'sum_by_class',
 ]
 
 
-def log_distribution(x: Tensor, temperature: float = 1.0) -> Tensor:
+def centered(x: Tensor, mean: Tensor) -> Tensor:
+    """`(x - mean) / |x - mean|` of each row: only the direction from the mean is left (arXiv 2601.02543).
+
+    A row nearer to the mean than the square root of its rounding has no direction; it is left near 0.
+
+    Args:
+        x: features, `[N, D]`, any floating dtype.
+        mean: `[D]`, no gradient.
+    """
+    x = x if x.dtype == torch.float64 else x.float()
+    away = x - mean.to(x.dtype)
+    square = (away**2).sum(-1, keepdim=True)
+    floor = torch.finfo(torch.float32).eps * (mean**2).sum().to(x.dtype) + 1e-12
+    return away / torch.where(square > floor, square, floor).sqrt()
+
+
+def log_distribution(x: Tensor, temperature: float | Sequence[float] = 1.0) -> Tensor:
     """Log of `f_x = softmax(x / temperature)` over the last dimension, in at least float32 (arXiv 2502.11258, FPDC).
+
+    Of several temperatures (arXiv 2507.00012) it is the distribution of (which of them, `Z` at it), all equally likely:
+    divergences, CMI and I(X;Z) are then the means of those at each temperature.
 
     Args:
         x: features or logits, `[N, D]`, any floating dtype.
-        temperature: positive; above 1 flattens the distribution.
+        temperature: positive; above 1 flattens the distribution. Or `K` of them.
 
     Returns:
-        `log f`, `[N, D]`, float32 (float64 for float64).
+        `log f`, `[N, D]` or `[N, K D]`, float32 (float64 for float64).
     """
     x = x if x.dtype == torch.float64 else x.float()
+    if isinstance(temperature, Sequence):
+        return torch.cat([F.log_softmax(x / t, dim=-1) for t in temperature], -1) - math.log(len(temperature))
     return F.log_softmax(x / temperature, dim=-1)
 
 
@@ -88,13 +115,74 @@ def cmi_term(log_f: Tensor, labels: Tensor, log_centroids: Tensor, keep: Tensor 
     Returns:
         `[N]`, nats.
     """
-    labels = labels.long()  # an index of another integer type would be a mask
-    in_range = (labels >= 0) & (labels < len(log_centroids))
-    keep = in_range if keep is None else keep & in_range
+    keep, labels = _kept(labels, len(log_centroids), keep)
     # Rows that do not count are taken out before as well: NaN in the branch not taken would give NaN gradients.
     log_f = torch.where(keep[:, None], log_f, 0.0)
-    rows = divergence(log_f, log_centroids[torch.where(in_range, labels, 0)])
+    rows = divergence(log_f, log_centroids[labels])
     return torch.where(keep, rows, 0.0)
+
+
+def separation_term(
+    log_f: Tensor, labels: Tensor, log_means: Tensor, prior: Tensor, keep: Tensor | None = None
+) -> Tensor:
+    """`sum over c != y_n of P(c) H(f_n, exp L_c)` of each row, `[N]`, nats (arXiv 2309.09123); see `cmi_term`.
+
+    Its mean over examples is `separation` when `L` holds the class means of `log f` and `P` their shares. The gradient
+    goes through `f_n` alone, as in the published code.
+
+    Args:
+        log_f: `[N, D]`.
+        labels: `[N]`.
+        log_means: `L`, `[C, D]`, no gradient.
+        prior: `P`, `[C]`.
+        keep: `[N]`.
+    """
+    keep, labels = _kept(labels, len(log_means), keep)
+    f = torch.where(keep[:, None], log_f, 0.0).exp()
+    others = (prior[:, None] * log_means).sum(0) - prior[labels, None] * log_means[labels]
+    return torch.where(keep, -(f * others).sum(-1), 0.0)
+
+
+def contrastive_term(
+    log_f: Tensor,
+    labels: Tensor,
+    log_centroids: Tensor,
+    tau: float,
+    known: Tensor | None = None,
+    keep: Tensor | None = None,
+) -> Tensor:
+    """`-log softmax_c(-D(f_n || Q_c) / tau)[y_n]` of each row, `[N]`, nats (prototypes, arXiv 1703.05175).
+
+    With `tau = 1/n` it is minus the log-posterior of the class after `n` symbols `Z` drawn from `f_n`, all classes
+    equally likely before. For large `tau` it is `(d_y - mean_c d_c) / tau + ln C`.
+
+    Args:
+        log_f: `[N, D]`.
+        labels: `[N]`.
+        log_centroids: `Q`, `[C, D]`, no gradient.
+        tau: positive.
+        known: optional `[C]` bool, the classes that take part; rows of the others give 0.
+        keep: `[N]`.
+    """
+    if known is None:
+        known = torch.ones_like(log_centroids[:, 0], dtype=torch.bool)
+    keep, labels = _kept(labels, len(log_centroids), keep)
+    keep = keep & known[labels]
+    f = torch.where(keep[:, None], log_f, 0.0).exp()
+    # `sum f log f` is the same for every class and falls out of the softmax, and so does any one table row: without the
+    # mean row the products are as small as the divergences, and no precision of a matrix product is lost on it.
+    share = known.to(log_f.dtype) / known.sum().clamp(min=1)
+    against = f @ (log_centroids - share @ log_centroids).T / tau
+    log_posterior = F.log_softmax(torch.where(known, against, torch.finfo(against.dtype).min), -1)
+    rows = -log_posterior.gather(1, torch.where(keep, labels, known.int().argmax())[:, None])[:, 0]
+    return torch.where(keep, rows, 0.0)
+
+
+def _kept(labels: Tensor, num_classes: int, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Which rows count, and labels that may be an index."""
+    labels = labels.long()  # an index of another integer type would be a mask
+    in_range = (labels >= 0) & (labels < num_classes)
+    return in_range if keep is None else keep & in_range, torch.where(in_range, labels, 0)
 
 
 class ClassStatistics(NamedTuple):
@@ -196,19 +284,15 @@ def separation(stats: ClassStatistics, log_sums: Tensor) -> Tensor:
     Args:
         stats: of the examples.
         log_sums: `[C, D]` float64, sum of `log f_x` over each class.
-
-    Returns:
-        0-d float64, nats.
     """
-    cross = -stats.sums @ log_sums.T
-    return (cross.sum() - cross.diagonal().sum()) / stats.counts.sum().clamp(min=1) ** 2
+    # Not `sums @ log_sums.T`, which is classes x classes; and 0 exactly where there is one class.
+    return -(stats.sums * (log_sums.sum(0) - log_sums)).sum() / stats.counts.sum().clamp(min=1) ** 2
 
 
 def normalized_cmi(stats: ClassStatistics, log_sums: Tensor) -> Tensor:
     """`NCMI = I(X;Z|Y) / Gamma` (arXiv 2309.09123): small for tight clusters that lie far apart.
 
-    Returns:
-        0-d float64; 0 where the separation is 0 (fewer than two classes seen).
+    0 where the separation is 0 (fewer than two classes seen).
     """
     gamma = separation(stats, log_sums)
     ratio = conditional_mutual_information(stats) / torch.where(gamma > 0, gamma, torch.ones_like(gamma))

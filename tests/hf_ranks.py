@@ -18,6 +18,7 @@ CASES = [
     (20, 1, 'cross-entropy'),
     (22, 2, 'fixed'),
     (22, 4, 'logits'),
+    (20, 2, 'contrastive'),
 ]
 
 

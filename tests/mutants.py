@@ -1,4 +1,4 @@
-"""Breaks the package in eight ways, one at a time, and shows that a test fails for each: prints a table.
+"""Breaks the package in ten ways, one at a time, and shows that a test fails for each: prints a table.
 
     python tests/mutants.py
 
@@ -40,10 +40,8 @@ MUTANTS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
     ),
     'update moved to AFTER_LOSS': (
         STEPS,
-        '        self.centroids.add(log_f.detach(), labels, logits.argmax(-1) == labels, finite, added)\n',
-        '        self.centroids.add(log_f.detach(), labels, logits.argmax(-1) == labels, finite, added)\n'
-        '        self.centroids.finish()\n'
-        '        self.centroids.commit()\n',
+        '        return added\n',
+        '        self.centroids.finish()\n        self.centroids.commit()\n        return added\n',
         ('tests/test_partners.py::test_partner[CMIRegularization-gradient accumulation]',),
     ),
     'pending sums not reset on replay': (
@@ -64,6 +62,21 @@ MUTANTS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
         'return temperature**2 * divergence(',
         'return divergence(',
         ('tests/test_functional.py::test_distillation_divergence_by_hand_and_scipy',),
+    ),
+    'own class counted in the separation': (
+        'composer_cmi/functional.py',
+        ' - prior[labels, None] * log_means[labels]',
+        '',
+        (
+            'tests/test_family.py::test_separation_term_by_hand',
+            'tests/test_family.py::test_gamma_is_its_definition_on_the_whole_table',
+        ),
+    ),
+    'distributions around no mean kept': (
+        CENTROIDS,
+        'seen = seen & (before[-1] > 0)',
+        'pass',
+        ('tests/test_family.py::test_the_mean_is_that_of_what_was_seen_and_frozen_in_a_batch',),
     ),
     'sign flipped': (
         STEPS,

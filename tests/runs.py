@@ -30,6 +30,10 @@ CASES: dict[str, Callable[[], list[Algorithm]]] = {
     'regularization, logits': lambda: [CMIRegularization(0.3, space='logits', start='1ba', ramp='6ba')],
     'regularization, fixed': lambda: [CMIRegularization(3.0, form='plain', start='5ba', centroids='fixed')],
     'regularization, relative': lambda: [CMIRegularization(0.5, form='relative', start='1ba')],
+    'regularization, contrastive': lambda: [
+        CMIRegularization(0.3, space='centered', form='contrastive', tau=0.5, start='0ba')
+    ],
+    'regularization, normalized': lambda: [CMIRegularization(3.0, form='normalized', temperature=[1.0, 2.0])],
     'maximization': lambda: [CMIMaximization(start='1ba')],
     'maximization, fixed': lambda: [CMIMaximization(centroids='fixed', start='2ba')],
     'distillation': lambda: [distillation()],

@@ -102,11 +102,21 @@ def test_the_logged_loss_is_what_was_added():
     assert with_term['cmi/loss'][1] > 0
 
 
-def test_no_step_waits_for_the_device(monkeypatch):
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        {},
+        {'form': 'normalized', 'temperature': [1.0, 2.0]},
+        {'form': 'plain', 'separation': 0.1},
+        {'form': 'contrastive', 'space': 'centered'},
+    ],
+    ids=str,
+)
+def test_no_step_waits_for_the_device(monkeypatch, arguments):
     """Between the guard's readings nothing of ours turns a tensor into a Python value."""
     calls = []
     x, labels = (tensor[:16] for tensor in toys.points().tensors)
-    algorithm = CMIRegularization(1.0, start='0ba')
+    algorithm = CMIRegularization(1.0, start='0ba', **arguments)
     trainer, _ = drive(algorithm, x, labels, batches=3)
     state = trainer.state
     for name in ('item', 'tolist', '__bool__', '__float__', '__int__', 'cpu', 'numpy', 'nonzero'):

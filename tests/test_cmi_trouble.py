@@ -78,8 +78,8 @@ def test_two_cmi_algorithms_are_refused():
     ('kwargs', 'words'),
     [
         ({'weight': -1}, 'weight must be at least 0'),
-        ({'space': 'logit'}, "space must be one of features, logits, got 'logit'"),
-        ({'form': 'raw'}, "form must be one of scaled, plain, relative, got 'raw'"),
+        ({'space': 'logit'}, "space must be one of features, logits, centered, got 'logit'"),
+        ({'form': 'raw'}, "form must be one of scaled, plain, relative, normalized, contrastive, got 'raw'"),
         ({'temperature': 0}, 'temperature must be positive'),
         ({'start': '0.3dur', 'ramp': '10ba'}, 'start and ramp must be in the same unit'),
         ({'centroids': 'mean'}, 'centroids must be one of'),

@@ -46,9 +46,9 @@ def saved_run(folder, **terms):
 
 
 @pytest.mark.parametrize('step', [1, 2, 3])
-@pytest.mark.parametrize('centroids', ['ema', 'fixed'])
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, step, centroids):
-    terms = {'cmi_regularization': {**CMI, 'centroids': centroids}, 'knowledge_distillation': taught()}
+@pytest.mark.parametrize('term', [{}, {'centroids': 'fixed'}, {'space': 'centered', 'form': 'contrastive'}], ids=str)
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, step, term):
+    terms = {'cmi_regularization': {**CMI, **term}, 'knowledge_distillation': taught()}
     whole = saved_run(tmp_path, **terms)
     # Another start of the weights: what counts is read from the checkpoint.
     again = trainer(tmp_path, accumulation=2, rows=Rows(32), model=bert(3, 0.2), settings=SAVING, **terms)

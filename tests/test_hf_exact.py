@@ -23,6 +23,10 @@ TERMS = {
     'logits': {'cmi_maximization': {'weight': 0.5, 'start': '1ba'}},
     'relative': {'cmi_regularization': {'weight': 0.05, 'form': 'relative', 'start': '1ep'}},
     'fixed': {'cmi_regularization': {'weight': 0.02, 'start': '2ba', 'centroids': 'fixed'}},
+    'contrastive': {
+        'cmi_regularization': {'weight': 0.1, 'form': 'contrastive', 'space': 'centered', 'tau': 0.5, 'start': '0ba'}
+    },
+    'normalized': {'cmi_regularization': {'form': 'normalized', 'temperature': [1.0, 2.0], 'start': '1ba'}},
     'distillation': {'knowledge_distillation': {'alpha': 0.5, 'assume_same_labels': True}},
     'all': {
         'cmi_regularization': {'weight': 0.02, 'start': '2ba'},

@@ -29,6 +29,8 @@ CHANGES: dict[str, Any] = {
     'feature_module': 'module.1',
     'feature_position': 'first',
     'label_key': 'classes',
+    'separation': 0.1,
+    'tau': 0.2,
     'max_cmi': 1.0,
     'max_growth': 3.0,
 }
@@ -47,7 +49,7 @@ def test_promise_06_the_list_is_whole():
 @pytest.mark.parametrize('argument', CHANGES)
 def test_promise_06_another_objective_is_refused(argument):
     cls = CMIMaximization if argument.startswith('max_') else CMIRegularization
-    base = {'space': 'features', 'form': 'scaled', 'decay': 0.9}
+    base = {'space': 'features', 'form': 'contrastive' if argument == 'tau' else 'scaled', 'decay': 0.9}
     state = cls(**base).state_dict()
     given, now = cls(**base).objective[argument], CHANGES[argument]
     with pytest.raises(ValueError) as error:

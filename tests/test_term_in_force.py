@@ -88,9 +88,11 @@ def test_promise_03_rows_that_are_alike_stay_below_the_floor(width):
 # --- gradients --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('form', ['plain', 'scaled', 'relative'])
-@pytest.mark.parametrize('space', ['features', 'logits'])
-@pytest.mark.parametrize('centroids', ['ema', 'fixed'])
+@pytest.mark.parametrize('form', ['plain', 'scaled', 'relative', 'normalized', 'contrastive'])
+@pytest.mark.parametrize(
+    ('space', 'centroids'),
+    [('features', 'ema'), ('features', 'fixed'), ('logits', 'ema'), ('logits', 'fixed'), ('centered', 'ema')],
+)
 def test_promise_04_nothing_to_divide_by_is_no_nan(form, space, centroids):
     model = alike()
     with torch.no_grad():
@@ -181,7 +183,7 @@ def logged_and_added(form: str, ranks: int, size: int, rows: int) -> tuple[float
 
 @pytest.mark.parametrize('ranks', [pytest.param(n, marks=pytest.mark.world_size(n)) for n in (1, 2)])
 @pytest.mark.parametrize(('size', 'rows'), [(16, 16), (3, 16), (2, 7)])
-@pytest.mark.parametrize('form', ['plain', 'scaled', 'relative'])
+@pytest.mark.parametrize('form', ['plain', 'scaled', 'relative', 'contrastive'])
 def test_promise_05_the_logged_loss_is_what_was_added(form, ranks, size, rows):
     """With rows labelled -100, several microbatches, ranks whose last batches differ in size."""
     logged, added = logged_and_added(form, ranks, min(size, 16 // ranks), rows)

@@ -16,7 +16,7 @@ from composer_cmi.algorithms.plugin import PluginAlgorithm
 from composer_cmi.algorithms.schedule import Schedule
 from composer_cmi.batch import class_labels, class_logits
 from composer_cmi.teachers.compatibility import num_labels_of
-from composer_cmi.terms.arguments import RegularizationArguments
+from composer_cmi.terms.arguments import CMIArguments
 from composer_cmi.terms.objective import require_same_on_all_ranks
 from composer_cmi.terms.steps import CMISteps
 
@@ -27,7 +27,7 @@ _GUARD_INTERVAL = 20
 
 
 @dataclass(repr=False, eq=False)
-class CMIAlgorithm(RegularizationArguments, PluginAlgorithm):
+class CMIAlgorithm(CMIArguments, PluginAlgorithm):
     """What the two signs of the term share; see the public classes for the arguments.
 
     A dataclass, so that a subclass states its arguments and defaults once and `inspect.signature` shows them.

@@ -14,14 +14,14 @@ from composer_cmi.errors import ConfigError
 from composer_cmi.registry import nearest
 from composer_cmi.teachers.compatibility import num_labels_of
 from composer_cmi.teachers.matching import DistillationArguments
-from composer_cmi.terms.arguments import MaximizationArguments, RegularizationArguments
+from composer_cmi.terms.arguments import CMIArguments, MaximizationArguments, RegularizationArguments
 
 __all__ = ['read_arguments', 'refuse_data', 'refuse_settings']
 
 
 def read_arguments(
     regularization: Any, maximization: Any, distillation: Any
-) -> tuple[tuple[str, RegularizationArguments] | None, DistillationArguments | None]:
+) -> tuple[tuple[str, CMIArguments] | None, DistillationArguments | None]:
     """The terms' arguments, checked: name and arguments of the CMI term, and those of distillation.
 
     Raises:

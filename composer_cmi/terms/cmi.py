@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from composer_cmi import functional as cmi_f
-from composer_cmi.centroids import ClassCentroids
+from composer_cmi.centroids import ClassCentroids, Clusters
+from composer_cmi.terms.arguments import CMIArguments
 
 __all__ = ['Term']
 
@@ -19,16 +20,26 @@ _MAX_WAIT = 32
 
 
 class Term:
-    """`weight * CMI` against the reference centroids of a run, in the unit of its form.
+    """What is added to a batch's loss: `weight` times the form asked for, against the reference centroids of a run.
+
+    | form | value, a mean over examples | unit |
+    |---|---|---|
+    | `'plain'` | `CMI` | nats |
+    | `'scaled'` | `CMI / CMI_0` | CMI_0 |
+    | `'relative'` | that with the gradient of `CMI / I(X;Z)` | I(X;Z) |
+    | `'normalized'` | that with the gradient of `CMI / Gamma` | Gamma |
+    | `'contrastive'` | `functional.contrastive_term` | nats |
 
     Args:
-        form: `'scaled'`, `'plain'` or `'relative'`.
-        max_cmi: The term is off while the running CMI is at or above this, nats.
-        max_growth: The same as a multiple of CMI_0; no cap before CMI_0 is measured.
+        arguments: `form`, its `tau`, and the caps: the term is off while the running CMI is at or above `max_cmi` nats,
+            or `max_growth` times CMI_0; no such cap before CMI_0 is measured. `separation / weight` times Gamma is
+            subtracted from `CMI`, whatever that is divided by.
     """
 
-    def __init__(self, form: str, max_cmi: float | None = None, max_growth: float | None = None):
-        self.form, self.max_cmi, self.max_growth = form, max_cmi, max_growth
+    def __init__(self, arguments: CMIArguments):
+        self.form, self.tau = arguments.form, arguments.tau
+        self.max_cmi, self.max_growth = arguments.max_cmi, arguments.max_growth
+        self.separation = arguments.separation / arguments.weight if arguments.separation else 0.0
         # State: CMI_0 (0 until it is measured), the unit of 'scaled', and in how many steps the term was due without a
         # unit, due above a cap, and added.
         self.initial_cmi = torch.zeros((), dtype=torch.float64)
@@ -55,6 +66,8 @@ class Term:
             no_unit = self.unit == 0
         elif self.form == 'relative':
             no_unit = reference.mutual_information <= noise
+        elif self.form == 'normalized' and reference.separation is not None:
+            no_unit = reference.separation <= noise  # 0 with one class
         capped = torch.zeros_like(measurable)
         if self.max_cmi is not None:
             capped = capped | (running.cmi >= self.max_cmi)
@@ -74,19 +87,36 @@ class Term:
         """
         assert self.weight is not None
         table, keep = centroids.reference, keep & centroids.cover(labels)
-        rows = cmi_f.cmi_term(log_f, labels, table.log_centroids.to(log_f.dtype), keep)
         factor = self.weight
         # Where there is no unit the weight is 0; divided by 1 then, since 0 / 0 gives NaN gradients even in the branch
         # of a `where` that is not taken.
         if self.form == 'scaled':
             factor = factor / torch.where(self.unit > 0, self.unit, 1.0)
-        elif self.form == 'relative':
-            b = torch.where(self.weight != 0, table.mutual_information, 1.0)
-            whole = torch.where(keep, cmi_f.divergence(log_f, table.log_marginal.to(log_f.dtype)), 0.0)
-            # d(A / B) = dA / B - A dB / B^2
-            rows = rows / b.to(log_f.dtype) - (table.cmi / b**2).to(log_f.dtype) * whole
         # A mean over all rows, ignored ones too: a mean over the kept ones would depend on the microbatch split.
-        return factor.to(rows.dtype) * rows.mean()
+        return factor.to(log_f.dtype) * self._rows(log_f, labels, keep, table).mean()
+
+    def _rows(self, log_f: Tensor, labels: Tensor, keep: Tensor, table: Clusters) -> Tensor:
+        log_centroids = table.log_centroids.to(log_f.dtype)
+        if self.form == 'contrastive':
+            assert self.tau is not None
+            return cmi_f.contrastive_term(log_f, labels, log_centroids, self.tau, table.known, keep)
+        rows = cmi_f.cmi_term(log_f, labels, log_centroids, keep)
+        if self.form == 'relative':
+            whole = torch.where(keep, cmi_f.divergence(log_f, table.log_marginal.to(log_f.dtype)), 0.0)
+            return self._quotient(rows, table.cmi, whole, table.mutual_information)
+        if table.log_means is None or table.separation is None:
+            return rows
+        prior, log_means = table.prior.to(log_f.dtype), table.log_means.to(log_f.dtype)
+        apart = cmi_f.separation_term(log_f, labels, log_means, prior, keep)
+        if self.form == 'normalized':
+            return self._quotient(rows, table.cmi, apart, table.separation)
+        return rows - self.separation * apart
+
+    def _quotient(self, of_a: Tensor, a: Tensor, of_b: Tensor, b: Tensor) -> Tensor:
+        """Rows with the gradient of `A / B`, from rows with that of A and of B: `dA / B - A dB / B^2`."""
+        assert self.weight is not None
+        b = torch.where(self.weight != 0, b, 1.0)
+        return of_a / b.to(of_a.dtype) - (a / b**2).to(of_a.dtype) * of_b
 
     def end_batch(self, added: Tensor) -> None:
         """Count the batch, given what was added to its loss, and forget its weight."""

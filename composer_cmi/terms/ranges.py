@@ -4,8 +4,8 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Interval, Le
 
-__all__ = ['Share', 'Temperature', 'Weight']
+__all__ = ['Separation', 'Share', 'Temperature', 'Weight']
 
-Weight = Annotated[float, Ge(0), Le(1e4)]
+Weight = Separation = Annotated[float, Ge(0), Le(1e4)]
 Temperature = Annotated[float, Gt(0), Le(1e4)]
 Share = Annotated[float, Interval(ge=0, le=1)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from composer_cmi import functional as cmi_f
 from composer_cmi.centroids import ClassCentroids
 from composer_cmi.features import FeatureReader
-from composer_cmi.terms.arguments import RegularizationArguments
+from composer_cmi.terms.arguments import CMIArguments
 from composer_cmi.terms.cmi import Term
 from composer_cmi.terms.guard import Guard
 from composer_cmi.terms.schedule import Schedule
@@ -33,11 +33,13 @@ class CMISteps:
         schedule: When it counts.
     """
 
-    def __init__(self, name: str, arguments: RegularizationArguments, schedule: Schedule):
+    def __init__(self, name: str, arguments: CMIArguments, schedule: Schedule):
         self.name, self.arguments, self.schedule = name, arguments, schedule
-        self.centroids = ClassCentroids(arguments.centroids, arguments.decay)
-        self.term = Term(arguments.form, arguments.max_cmi, arguments.max_growth)
+        separation = arguments.separation > 0 or arguments.form == 'normalized'
+        self.centroids = ClassCentroids(arguments.centroids, arguments.decay, separation=separation)
+        self.term = Term(arguments)
         self.guard = Guard()
+        self._centered = arguments.space == 'centered'
         self._reader: FeatureReader | None = None
 
     @property
@@ -60,8 +62,10 @@ class CMISteps:
 
     def allocate(self, num_classes: int, device: torch.device) -> None:
         """Make room for the tables, or move what a checkpoint brought; ValueError if that has another shape."""
-        dim = num_classes if self._reader is None else self._reader.dim
-        self.centroids.allocate(num_classes, dim, device)
+        width = num_classes if self._reader is None else self._reader.dim
+        t = self.arguments.temperature
+        dim = width * len(t) if isinstance(t, list) else width
+        self.centroids.allocate(num_classes, dim, device, width if self._centered else 0)
         self.term.to(device)
 
     def attach(self, model: nn.Module, always: bool = False) -> None:
@@ -122,15 +126,21 @@ class CMISteps:
         """
         x = logits if self._reader is None else self._reader.read(batch, logits)
         self.clear()
-        if not self.centroids.ready or x.shape[-1] != self.centroids.shape[1]:  # or a checkpoint's do not fit: says so
+        if (
+            self._reader is None and self.centroids.shape[0] != logits.shape[-1]
+        ):  # or a checkpoint's do not fit: says so
             self.allocate(logits.shape[-1], x.device)
         x, logits, labels = x[:rows], logits[:rows], labels[:rows]
-        finite = torch.isfinite(x).all(-1)
-        log_f = cmi_f.log_distribution(torch.where(finite[:, None], x, 0.0), self.arguments.temperature)
-        added = None
-        if self.term.weight is not None:
-            added = self.term.value(log_f, labels, finite, self.centroids)
-        self.centroids.add(log_f.detach(), labels, logits.argmax(-1) == labels, finite, added)
+        with torch.autocast(x.device.type, enabled=False):
+            finite = torch.isfinite(x).all(-1)
+            x = torch.where(finite[:, None], x, 0.0)
+            directions = cmi_f.centered(x, self.centroids.mean) if self._centered else x
+            log_f = cmi_f.log_distribution(directions, self.arguments.temperature)
+            added = None
+            if self.term.weight is not None:
+                added = self.term.value(log_f, labels, finite, self.centroids)
+            correct = logits.argmax(-1) == labels
+            self.centroids.add(log_f.detach(), labels, correct, finite, added, x.detach() if self._centered else None)
         return added
 
     def end_step(self) -> dict[str, Any]:
@@ -141,10 +151,12 @@ class CMISteps:
         running, weight = self.centroids.running, self.term.weight
         self.term.end_batch(added)
         self.guard.watch(self.centroids)
+        apart = {} if running.separation is None else {'cmi/separation': running.separation}
         return {
             'cmi/cmi': running.cmi,
             'cmi/mutual_information': running.mutual_information,
             'cmi/relative_cmi': running.relative_cmi,
+            **apart,
             'cmi/weight': 0.0 if weight is None else weight.abs(),
             'cmi/loss': added,
             'cmi/train_accuracy': self.centroids.accuracy(batch),
