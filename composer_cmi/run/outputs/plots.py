@@ -78,7 +78,7 @@ def plot_run(
         score_name: How the score is called on the axis.
         information: ``{'before' | 'after': {'features' | 'logits': {'cmi': ...}}}``.
     """
-    split = score_key.split('/')[1]
+    of_split = score_key.rpartition('/')[0]
     # A figure of its own, no pyplot's, so that nothing is left open.
     figure = Figure(figsize=(15, 9.5), layout='constrained')
     above, below = figure.subfigures(2, 1, squeeze=False).flat  # a wide legend below takes nothing from the curves
@@ -86,7 +86,7 @@ def plot_run(
     bars, clusters = below.subplots(1, 2, width_ratios=(1, 2.2))
     of_training = 'training rows'
     nll.set_title('NLL')
-    _lines(nll, history, {'metrics/train/nll': of_training, f'metrics/{split}/NegativeLogLikelihood': 'held-out rows'})
+    _lines(nll, history, {'metrics/train/nll': of_training, f'{of_split}/NegativeLogLikelihood': 'held-out rows'})
     nll.set_ylabel('nats')
     nll.set_ylim(bottom=0)
     score.set_title(for_matplotlib(score_name.replace('_', ' ')))
@@ -94,7 +94,7 @@ def plot_run(
     score.set_ylabel('share')
     score.set_ylim(min(0.0, score.get_ylim()[0]), 1.02)
     cmi.set_title('CMI  I(X;Z|Y) of the features')
-    names = {'metrics/train/cmi': of_training, f'metrics/{split}/cmi': 'held-out rows'}
+    names = {'metrics/train/cmi': of_training, f'{of_split}/cmi': 'held-out rows'}
     _lines(cmi, history, {**names, 'cmi/cmi': 'running, which the term is set by'})
     cmi.set_ylabel('nats')
     cmi.set_ylim(bottom=0)
