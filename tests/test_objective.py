@@ -43,7 +43,8 @@ def test_promise_06_the_list_is_whole():
         assert set(cls().objective) == arguments <= set(CHANGES)
     may_change = {'cache', 'assume_same_labels', 'allow_weak_teacher', 'label_key', 'id_key'}
     arguments = set(inspect.signature(KnowledgeDistillation).parameters)
-    assert arguments == may_change | {'teacher'} | set(runs.distillation().objective)
+    of_the_teacher = {'teacher', 'teacher_weights', 'average'}  # all in its fingerprint
+    assert arguments == may_change | of_the_teacher | set(runs.distillation().objective)
 
 
 @pytest.mark.parametrize('argument', CHANGES)

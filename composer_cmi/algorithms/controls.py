@@ -99,7 +99,8 @@ class _Control(PluginAlgorithm):
         return features
 
     def _log(self, logger: Logger, value: Tensor) -> None:
-        logger.log_metrics({f'{type(self).__name__.lower()}/loss': value.detach()})
+        metrics: dict[str, Any] = {f'{type(self).__name__.lower()}/loss': value.detach()}
+        logger.log_metrics(metrics)
 
 
 @register_algorithm('norm_penalty')

@@ -126,16 +126,16 @@ class CMISteps:
         """
         x = logits if self._reader is None else self._reader.read(batch, logits)
         self.clear()
-        if (
-            self._reader is None and self.centroids.shape[0] != logits.shape[-1]
-        ):  # or a checkpoint's do not fit: says so
+        # Or a checkpoint's do not fit: says so.
+        if self._reader is None and self.centroids.shape[0] != logits.shape[-1]:
             self.allocate(logits.shape[-1], x.device)
         x, logits, labels = x[:rows], logits[:rows], labels[:rows]
         with torch.autocast(x.device.type, enabled=False):
             finite = torch.isfinite(x).all(-1)
             x = torch.where(finite[:, None], x, 0.0)
             directions = cmi_f.centered(x, self.centroids.mean) if self._centered else x
-            log_f = cmi_f.log_distribution(directions, self.arguments.temperature)
+            temperature: Any = self.arguments.temperature  # None is filled in by `__post_init__`
+            log_f = cmi_f.log_distribution(directions, temperature)
             added = None
             if self.term.weight is not None:
                 added = self.term.value(log_f, labels, finite, self.centroids)
