@@ -61,7 +61,8 @@ def for_screen(rows: Rows, study: Study) -> Screen:
     for column in ('recipe', rows.header[1], 'against ce_tuned', 'verdict', 'NLL', 'seconds'):
         screen.add_column(column, justify='left' if column in ('recipe', 'verdict') else 'right')
     for arm, (_, score, difference, verdict, nll, _, seconds) in zip(study.arms, rows.rows, strict=True):
-        cells = (arm, score, difference, verdict.split(' (')[0], nll, seconds)
+        short = verdict if verdict in ('', 'gain', 'loss') else 'none proven'
+        cells = (arm, score, difference, short, nll, seconds)
         screen.add_row(*map(escape, cells), style='bold' if isinstance(score, Bold) else None)
     return screen
 
