@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 from huggingface_hub import HfApi
 from typer.testing import CliRunner
@@ -22,6 +23,8 @@ class Hub(BaseHTTPRequestHandler):
     """Takes what the client sends, as the hub would answer it; with any token but `good` it knows nobody."""
 
     def do_GET(self):
+        if self.headers.get('Authorization') != 'Bearer good':
+            return self._answer(401, {'error': 'Invalid username or password.'})
         self._answer(200, {'isPrivate': True, 'type': 'model', 'id': 'me/mine', 'siblings': []})
 
     def do_POST(self):
@@ -37,7 +40,7 @@ class Hub(BaseHTTPRequestHandler):
             files = json.loads(body)['files']
             plain = [{'path': f['path'], 'uploadMode': 'regular', 'shouldIgnore': False} for f in files]
             return self._answer(200, {'files': plain})
-        return self._answer(200, {'commitUrl': 'https://huggingface.co/me/mine/commit/1', 'commitOid': '1'})
+        return self._answer(200, {'commitUrl': f'{self.server.url}/me/mine/commit/1', 'commitOid': '1'})
 
     def _answer(self, status, content):
         body = json.dumps(content).encode()
@@ -52,9 +55,10 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def hub():
+def hub(monkeypatch):
     server = ThreadingHTTPServer(('127.0.0.1', 0), Hub)
     server.seen, server.url = [], f'http://127.0.0.1:{server.server_port}'
+    monkeypatch.setattr(huggingface_hub.constants, 'ENDPOINT', server.url)  # as HF_ENDPOINT does
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -75,12 +79,13 @@ def run(tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_exported_folder_and_its_card_go_to_the_hub_and_nothing_else(run):
-    with hub() as server:
+def test_the_exported_folder_and_its_card_go_to_the_hub_and_nothing_else(run, monkeypatch):
+    with hub(monkeypatch) as server:
         url = push(run, 'me/mine', private=True, api=HfApi(endpoint=server.url, token='good'))
     assert url == f'{server.url}/me/mine'
     created = json.loads(next(body for path, body in server.seen if path == '/api/repos/create'))
-    assert created['name'] == 'mine' and created['private'] is True
+    private = created.get('private') is True or created.get('visibility') == 'private'  # huggingface_hub 0 and 1
+    assert created['name'] == 'mine' and private
     lines = next(body for path, body in server.seen if '/commit/' in path).decode().splitlines()
     sent = {one['value']['path'] for one in map(json.loads, lines) if one['key'] == 'file'}
     assert {'README.md', 'model.safetensors', 'config.json', 'tokenizer.json'} <= sent
@@ -88,7 +93,7 @@ def test_the_exported_folder_and_its_card_go_to_the_hub_and_nothing_else(run):
 
 
 def test_without_a_token_or_a_hub_it_is_one_sentence(run, monkeypatch, tmp_path):
-    with hub() as server:
+    with hub(monkeypatch) as server:
         for token in (False, 'bad'):
             with pytest.raises(ConfigError, match='The hub knows nobody here: log in by `hf auth login`'):
                 push(run, 'me/mine', api=HfApi(endpoint=server.url, token=token))
