@@ -16,6 +16,8 @@ import exact_cases
 import toys
 
 HERE = Path(__file__).parent
+# Each number of ranks trains every case: minutes, on a machine that does other things too.
+pytestmark = pytest.mark.timeout(1500)
 RANKS = (1, 2, 4)
 TOLERANCE = {torch.float32: 5e-6, torch.float64: 1e-12}
 
