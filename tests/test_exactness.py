@@ -24,7 +24,9 @@ TOLERANCE = {torch.float32: 5e-6, torch.float64: 1e-12}
 
 def tolerance(case: str, dtype: torch.dtype) -> float:
     """A teacher's logits are float32 whatever the student is, and its last bit depends on the cut of the batch."""
-    return max(TOLERANCE[dtype], 1e-8) if 'distillation' in case else TOLERANCE[dtype]
+    # Standardising small logits makes that bit larger.
+    bit = 1e-7 if 'standardized' in case else 1e-8
+    return max(TOLERANCE[dtype], bit) if 'distillation' in case else TOLERANCE[dtype]
 
 
 @pytest.fixture(scope='module')

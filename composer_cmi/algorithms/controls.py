@@ -35,7 +35,7 @@ def supervised_contrast(features: Tensor, labels: Tensor, temperature: float) ->
     Returns:
         `[N]`, nats; 0 for rows without another row of their class.
     """
-    unit = F.normalize(features.float(), dim=-1)
+    unit = F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
     known = labels >= 0
     others = known[:, None] & known[None, :] & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     # A row without any other would be a row of -inf, whose gradient is NaN: it keeps its zeros and counts for nothing.
@@ -129,7 +129,8 @@ class NormPenalty(_Control):
             raise ValueError(f"weight must be at least 0, space 'features' or 'logits', got {self!r}.")
 
     def _add(self, state: State, logger: Logger) -> None:
-        term = self.weight * self._features(state).float().square().mean()
+        features = self._features(state)
+        term = self.weight * features.to(torch.promote_types(features.dtype, torch.float32)).square().mean()
         state.loss = add_to_loss(state.loss, term)
         self._log(logger, term)
 

@@ -31,9 +31,14 @@ def standardized_divergence(student_logits: Tensor, teacher_logits: Tensor, temp
     return distillation_divergence(_standardized(student_logits), _standardized(teacher_logits), temperature)
 
 
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def _standardized(logits: Tensor) -> Tensor:
     # Of a row without differences the deviation is 0, where the root has no gradient; the small number is added inside.
-    centred = logits.float() - logits.float().mean(-1, keepdim=True)
+    logits = _at_least_float32(logits)
+    centred = logits - logits.mean(-1, keepdim=True)
     return centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + 1e-12)
 
 
@@ -52,8 +57,8 @@ def relation_distance(student_logits: Tensor, teacher_logits: Tensor, temperatur
     Returns:
         `[N]`, from 0 to 4 times `tau^2`; its mean is DIST's loss with both weights 1.
     """
-    student = torch.softmax(student_logits.float() / temperature, -1)
-    teacher = torch.softmax(teacher_logits.detach().float() / temperature, -1)
+    student = torch.softmax(_at_least_float32(student_logits) / temperature, -1)
+    teacher = torch.softmax(_at_least_float32(teacher_logits.detach()) / temperature, -1)
     within_rows = 1 - _correlation(student, teacher)
     within_classes = 1 - _correlation(student.T, teacher.T)
     return temperature**2 * (within_rows + within_classes.mean())
