@@ -41,7 +41,9 @@ CASES = {
     'centered': lambda: [CMIRegularization(0.1, space='centered', form='plain', temperature=0.5, start='1ba')],
     'separation': lambda: [CMIRegularization(3.0, form='plain', separation=1.0, start='0ba')],
     'normalized': lambda: [CMIRegularization(3.0, form='normalized', start='1ba')],
-    'contrastive': lambda: [CMIRegularization(0.3, space='centered', form='contrastive', tau=0.5, start='0ba')],
+    'contrastive': lambda: [
+        CMIRegularization(0.3, space='centered', form='contrastive', temperature=0.2, tau=0.5, start='0ba')
+    ],
     'temperatures': lambda: [CMIRegularization(0.3, space='logits', temperature=[1.0, 4.0], start='1ba')],
     'max': lambda: [CMIMaximization(start='1ba')],
     'max features': lambda: [CMIMaximization(3.0, space='features', start='1ba')],

@@ -40,6 +40,8 @@ class CMISteps:
         self.term = Term(arguments)
         self.guard = Guard()
         self._centered = arguments.space == 'centered'
+        assert arguments.temperature is not None  # they see to it themselves
+        self._temperature = arguments.temperature
         self._reader: FeatureReader | None = None
 
     @property
@@ -63,8 +65,7 @@ class CMISteps:
     def allocate(self, num_classes: int, device: torch.device) -> None:
         """Make room for the tables, or move what a checkpoint brought; ValueError if that has another shape."""
         width = num_classes if self._reader is None else self._reader.dim
-        t = self.arguments.temperature
-        dim = width * len(t) if isinstance(t, list) else width
+        dim = width * len(self._temperature) if isinstance(self._temperature, list) else width
         self.centroids.allocate(num_classes, dim, device, width if self._centered else 0)
         self.term.to(device)
 
@@ -134,8 +135,7 @@ class CMISteps:
             finite = torch.isfinite(x).all(-1)
             x = torch.where(finite[:, None], x, 0.0)
             directions = cmi_f.centered(x, self.centroids.mean) if self._centered else x
-            temperature: Any = self.arguments.temperature  # None is filled in by `__post_init__`
-            log_f = cmi_f.log_distribution(directions, temperature)
+            log_f = cmi_f.log_distribution(directions, self._temperature)
             added = None
             if self.term.weight is not None:
                 added = self.term.value(log_f, labels, finite, self.centroids)
