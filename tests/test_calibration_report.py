@@ -16,10 +16,10 @@ def part(nll: float, ece: float, brier: float) -> Reliability:
 def test_the_report_has_a_table_of_calibrated_arms_alone(tmp_path):
     splits = {'dev': {'before': part(0.5, 0.1, 0.3), 'after': part(0.4, 0.02, 0.25)}}
     write_arm(tmp_path, 's', 'ce', CE)
-    assert '## Calibration' not in report(tmp_path)['markdown'].read_text()
+    assert '<summary>Calibration' not in report(tmp_path)['markdown'].read_text()
     write_arm(tmp_path, 's', 'fitted', CE, calibration=Calibration(temperature=1.5, rows=60, splits=splits))
     section = report(tmp_path)['markdown'].read_text()
-    section = section.split('## Calibration')[1].split('\n## ')[0]
+    section = section.split('<summary>Calibration</summary>')[1].split('</details>')[0]
     rows = [line for line in section.splitlines() if line.startswith('| s |')]
     assert len(rows) == 1
     cells = [cell.strip().replace('\\', '') for cell in rows[0].strip('|').split('|')]

@@ -67,6 +67,7 @@ def test_a_checkpoint_is_the_students_and_loads_without_the_teacher(tmp_path):
         'schema_version': 1,
         'fingerprint': load_teacher(teacher_bert()).fingerprint,
         'alpha': 0.5,
+        'loss': 'kl',
         'temperature': 2.0,
     }
 

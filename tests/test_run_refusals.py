@@ -32,7 +32,7 @@ BAD_INPUT = {
     'bad algorithm argument': (
         ['algorithms.cmi_regularization.space=labels'],
         None,
-        r"algorithms.cmi_regularization.space: must be one of features, logits (given: 'labels')",
+        r"algorithms.cmi_regularization.space: must be one of features, logits, centered (given: 'labels')",
     ),
     'bad weight': (['algorithms.cmi_regularization.weight=-1'], None, r'.weight: must be at least 0 (given: -1)'),
     'bad feature module': (['algorithms.cmi_regularization.feature_module=bert.poler'], None, r'bert.pooler'),

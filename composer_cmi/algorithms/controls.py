@@ -160,13 +160,17 @@ class SupervisedContrast(_Control):
     label_key: str | int | None = None
 
     handlers = {**_Control.handlers, Event.BEFORE_TRAIN_BATCH: '_begin_pass', Event.BEFORE_FORWARD: '_read_labels'}
-    _labels: Tensor | None = None
     _passes = 0
     _told = False
 
     def __post_init__(self) -> None:
+        self.begin_anew()
         if not 0 <= self.share <= 1 or not self.temperature > 0:
             raise ValueError(f'share must lie between 0 and 1 and temperature above 0, got {self!r}.')
+
+    def release(self) -> None:
+        super().release()
+        self._labels: Tensor | None = None
 
     def _begin_pass(self, state: State, logger: Logger) -> None:
         self._passes = 0
