@@ -88,11 +88,10 @@ class RowMeasures(Callback):
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
 
-    def eval_before_all(self, state: State, logger: Logger) -> None:
-        self._log_training(state, logger)
-
     def eval_start(self, state: State, logger: Logger) -> None:
-        self._attach(state)  # without a fit before it, Composer has no event before all evaluations
+        # Here, for each split: without a fit before it, Composer has no event before all evaluations.
+        self._attach(state)
+        self._log_training(state, logger)
         sampler: Any = getattr(state.dataloader, 'sampler', None)
         self._evaluated = None
         self._left = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))
