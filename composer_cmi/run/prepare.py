@@ -12,7 +12,7 @@ from composer import Evaluator, Trainer
 from composer.core import Algorithm, Callback, DataSpec, Precision, Time
 from composer.devices import Device
 from composer.models import HuggingFaceModel
-from composer.utils import reproducibility
+from composer.utils import dist, reproducibility
 from torchmetrics import Metric
 
 from composer_cmi.algorithms.distillation import KnowledgeDistillation
@@ -244,11 +244,16 @@ def build_trainer(setup: Setup, identity: dict[str, Any], checkpoint: Path | Non
     watch, ending = DivergenceCheck(), Ending(steps)
     # The gradient scaler of amp_fp16 may meet an overflow and skip the step.
     first = [] if setup.precision == Precision.AMP_FP16 else [watch]
-    measures = RowMeasures(FeatureReader(setup.model), setup.data.task.primary_metric)
+    measures: list[RowMeasures] = []
+    if config.train.compile is False:  # the hooks of a second reader are more than compiled code's guards bear
+        measures = [RowMeasures(FeatureReader(setup.model), setup.data.task.primary_metric)]
+    elif dist.get_global_rank() == 0:
+        print('train.compile: training rows are not measured on their way; the picture has the held-out ones alone.')
 
     def before_saving() -> None:
         watch.check()
-        measures.share()
+        for each in measures:
+            each.share()
 
     saver = CheckedCheckpoints(
         config.folder,
@@ -280,7 +285,7 @@ def build_trainer(setup: Setup, identity: dict[str, Any], checkpoint: Path | Non
             precision=setup.precision,
             device_train_microbatch_size=config.train.microbatch_size or rank_batch,
             parallelism_config=build_parallelism(config),
-            callbacks=[*first, measures, *setup.callbacks, ending, saver],
+            callbacks=[*first, *measures, *setup.callbacks, ending, saver],
             compile_config=_compile_config(config.train.compile),
             load_path=load_path,
             load_progress_bar=False,
