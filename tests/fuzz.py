@@ -62,8 +62,8 @@ REQUIRED = {
     **{'clipping_type': 'norm', 'clipping_threshold': 1.0, 'teacher': 'runs/t', 'max_sequence_length': 64},
     'target_layer_name': 'ResNetBottleneck',
     **{'monitor': 'nll', 'threshold': 0.5},
-    **{'step_size': '10ba', 'milestones': ['10ba'], 't_0': '10ba', 'power': 2.0, 'gamma': 0.5},
 }
+OF_SCHEDULERS = {'step_size': '10ba', 'milestones': ['10ba'], 't_0': '10ba', 'power': 2.0, 'gamma': 0.5}
 
 
 class Case(NamedTuple):
@@ -115,7 +115,7 @@ def run_cases() -> Iterator[Case]:
     for section, known in (('optimizer', OPTIMIZERS), ('scheduler', SCHEDULERS)):
         for name, entry in known.items():
             types = [key for key in argument_types(entry) if key not in ('params', 'lr', 't_warmup')]
-            required = {key: REQUIRED[key] for key in types if key in REQUIRED}
+            required = {key: OF_SCHEDULERS[key] for key in types if key in OF_SCHEDULERS}
             warmup = {} if section == 'optimizer' or has_warmup(name) else {'warmup': '0ba'}
             for argument in types:
                 own = {**base, section: {'name': name, 'arguments': required, **warmup}}
