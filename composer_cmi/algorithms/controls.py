@@ -58,6 +58,7 @@ class _Control(PluginAlgorithm):
 
     handlers = {Event.INIT: '_find', Event.FIT_START: '_attach', Event.AFTER_LOSS: '_add', Event.FIT_END: '_end'}
     _reader: FeatureReader | None = None
+    feature_module: str | None = None
 
     def begin_anew(self) -> None:
         self.release()
@@ -80,8 +81,7 @@ class _Control(PluginAlgorithm):
         self._used = False
 
     def _find(self, state: State, logger: Logger) -> None:
-        if getattr(self, 'space', 'features') == 'features':
-            self._reader = FeatureReader(state.model, module=self.feature_module)  # pyright: ignore
+        self._reader = FeatureReader(state.model, module=self.feature_module)
 
     def _attach(self, state: State, logger: Logger) -> None:
         if self._reader is not None:
@@ -127,6 +127,10 @@ class NormPenalty(_Control):
     def __post_init__(self) -> None:
         if not 0 <= self.weight < float('inf') or self.space not in ('features', 'logits'):
             raise ValueError(f"weight must be at least 0, space 'features' or 'logits', got {self!r}.")
+
+    def _find(self, state: State, logger: Logger) -> None:
+        if self.space == 'features':
+            super()._find(state, logger)
 
     def _add(self, state: State, logger: Logger) -> None:
         features = self._features(state)

@@ -51,7 +51,7 @@ def decide(study: Study, found: Mapping[str, Sequence[Comparison]], recipes: Seq
         return Decision(
             None,
             [
-                f'Nothing is recommended: no recipe is proven better than always giving one answer '
+                'Nothing is recommended: no recipe is proven better than always giving one answer '
                 f'({table.majority:.1f} {table.metric}, the best mean of a recipe is {best:.1f}).',
                 'Look at the labels first: more of them, or whether the text says them at all.',
             ],

@@ -13,7 +13,7 @@ from composer_cmi.errors import ConfigError
 from composer_cmi.run.outputs.files import write_text
 from composer_cmi.study.config import StudyConfig
 from composer_cmi.study.trial.look import Look
-from composer_cmi.study.trial.plan import AVERAGED, BATCH, CONTROL, TUNING_SEEDS, Plan, rates
+from composer_cmi.study.trial.plan import AVERAGED, BATCH, CONTROL, TUNING_SEEDS, UNEQUAL, Plan, rates
 
 __all__ = [
     'ASKED',
@@ -61,7 +61,7 @@ def take_up(out: Path, asked: Mapping[str, Any]) -> bool:
 
 def base_run(out: Path, model: str, data: Mapping[str, Any], look: Look, steps: int) -> dict[str, Any]:
     """Plain cross-entropy on the user's data for so many steps, as a run file."""
-    metrics = ['macro_f1', 'accuracy'] if look.imbalance >= 3 else ['accuracy', 'macro_f1']
+    metrics = ['macro_f1', 'accuracy'] if look.imbalance >= UNEQUAL else ['accuracy', 'macro_f1']
     return {
         'task': 'custom',
         'run_name': 'base',

@@ -19,6 +19,7 @@ from composer_cmi.study.findings.pictures import draw_pictures
 from composer_cmi.study.findings.study import SCORE, Study
 from composer_cmi.study.findings.tables import interval, signed, tuning_rows
 from composer_cmi.study.trial.decision import Decision
+from composer_cmi.study.trial.files import FINAL
 from composer_cmi.study.trial.look import Look
 from composer_cmi.study.trial.plan import CONTROL, Plan
 
@@ -99,7 +100,7 @@ def write_page(
         *pictures[:1],
     ]
     if recipe:
-        text = f'Train it: composer-cmi run {out / "recommended.yaml"}'
+        text = f'Train it: composer-cmi run {out / FINAL}'
         blocks += [Heading('The recommended recipe'), Paragraph(text), Code(recipe, 'yaml')]
     blocks += [Heading('Details'), Details('What the data are', [Code(data_text(look))])]
     if study.tuning:

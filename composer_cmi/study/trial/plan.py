@@ -9,14 +9,27 @@ from typing import Any, NamedTuple
 from composer_cmi.errors import ConfigError
 from composer_cmi.study.trial.look import Look
 
-__all__ = ['AVERAGED', 'BATCH', 'CONTROL', 'TUNING_SEEDS', 'Pace', 'Plan', 'Recipe', 'plan_trial', 'recipes']
+__all__ = [
+    'AVERAGED',
+    'BATCH',
+    'CONTROL',
+    'TUNING_SEEDS',
+    'UNEQUAL',
+    'Pace',
+    'Plan',
+    'Recipe',
+    'plan_trial',
+    'rates',
+    'recipes',
+    'wanted_steps',
+]
 
 CONTROL = 'ce_tuned'
 AVERAGED = 4
 BATCH = 32
 TUNING_SEEDS = (1000, 1001)
 _SEEDS = (8, 7, 6, 5)  # below five nothing is claimed
-_UNEQUAL = 3.0  # the largest class over the smallest
+UNEQUAL = 3.0  # the largest class over the smallest
 _FEWEST_STEPS = 48
 # A forward pass over a row against a training step over it.
 _FORWARD = 1 / 3
@@ -152,7 +165,7 @@ def recipes(look: Look, steps: int, teacher: str | None = None, cache: str = 'lo
             found.append(Recipe('student', f'{words}, on all the text', section, length=2.0, passes=texts))
         else:
             found.append(tuned('student', words, section, look.rows))
-    if look.imbalance >= _UNEQUAL:
+    if look.imbalance >= UNEQUAL:
         found.append(
             tuned('class_weights', 'classes weighted against their numbers', {'train.class_weights': 'balanced'})
         )

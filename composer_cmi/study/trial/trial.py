@@ -24,7 +24,7 @@ from composer_cmi.study.trial.decision import Decision, decide
 from composer_cmi.study.trial.look import Look, look_at
 from composer_cmi.study.trial.pace import measure_pace
 from composer_cmi.study.trial.page import for_screen, recipe_rows, write_page
-from composer_cmi.study.trial.plan import Pace, Plan, plan_trial
+from composer_cmi.study.trial.plan import BATCH, Pace, Plan, plan_trial
 
 __all__ = ['Trial', 'try_data']
 
@@ -165,7 +165,7 @@ def _show(plan: Plan, look: Look, console: Console) -> None:
     for recipe in plan.recipes:
         screen.add_row(recipe.name, recipe.words, str(plan.seeds))
     console.print(screen)
-    epochs = plan.steps * 32 / look.rows
+    epochs = plan.steps * BATCH / look.rows
     console.print(
         f'Tuned first, on rows held out of train: rate, and {plan.short} or {plan.steps} steps ({epochs:.1f} epochs).'
     )
