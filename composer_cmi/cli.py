@@ -125,7 +125,7 @@ def _summary(get: Callable[[str], Any], name: str) -> str:
 
 @app.command('check')
 def check_command(
-    data: Annotated[str, typer.Argument(help='A file or folder of your own data, or the name of a task')],
+    data: Annotated[str, typer.Argument(help='A file or folder of your own data, a task, or OWNER/NAME on the Hub')],
     task: Annotated[str | None, typer.Option(help="The task of a folder of GLUE's own files")] = None,
     text_column: Annotated[list[str] | None, typer.Option(help='A column of text (twice for pairs)')] = None,
     label_column: Annotated[str | None, typer.Option(help='The column of labels')] = None,
@@ -150,7 +150,7 @@ def check_command(
 
 @app.command('try')
 def try_command(
-    data: Annotated[str, typer.Argument(help='A file or folder of your own labelled text')],
+    data: Annotated[str, typer.Argument(help='A file or folder of your own labelled text, or OWNER/NAME on the Hub')],
     model: Annotated[str, typer.Option(help='What is fine-tuned: a hub name, a folder, a run')] = 'embedded:minilm',
     minutes: Annotated[float, typer.Option(help='How long it may take; decides how much is compared')] = 60.0,
     unlabelled: Annotated[str | None, typer.Option(help='A file of text without labels')] = None,

@@ -8,10 +8,16 @@ from types import SimpleNamespace
 import datasets
 import pytest
 
+from composer_cmi.data.check import check_data
+from composer_cmi.data.own_files import may_be_on_hub
 from composer_cmi.data.readers import DataError
 from composer_cmi.data.task_data import load_task_data
 from composer_cmi.run.command import run_file
+from composer_cmi.run.config import build_config
 from composer_cmi.run.outputs.results import load_results
+from composer_cmi.study.trial.files import base_run
+from composer_cmi.study.trial.look import look_at
+from composer_cmi.study.trial.trial import _places
 from config_tools import refused
 from run_tools import make_data, make_model, make_yaml
 
@@ -61,6 +67,39 @@ def test_the_very_call_gets_the_name_and_the_revision(monkeypatch):
     monkeypatch.setattr(datasets, 'load_dataset', hub)
     data = load('owner/name', hub_config='c', hub_revision='v1')
     assert asked == [('owner/name', 'c', 'v1')] and len(data.train) + len(data.eval_splits['dev']) == 20
+
+
+def test_a_look_and_a_trial_take_the_name_too(tmp_path, monkeypatch):
+    def hub(name, config, *, revision):  # a mock: there is no hub here
+        return {'train': datasets.Dataset.from_dict({'text': [f'word {i}' for i in range(40)], 'label': [0, 1] * 20})}
+
+    monkeypatch.setattr(datasets, 'load_dataset', hub)
+    monkeypatch.chdir(tmp_path)
+    found = check_data('owner/name').data
+    assert found is not None and len(found.train) + len(found.eval_splits['dev']) == 40
+    place, out = _places('owner/name', None)
+    assert place == {'hub': 'owner/name'} and out == tmp_path / 'runs' / 'try_name'
+    seen = look_at('embedded:minilm', place)
+    assert seen.rows == len(found.train)
+    run = base_run(out, 'embedded:minilm', place, seen, 10)
+    assert build_config(run).data.hub == 'owner/name'
+
+
+@pytest.mark.parametrize(
+    ('name', 'may'),
+    [
+        *(('owner/name', True), ('stanfordnlp/imdb', True), ('a-b/c_d.v2', True)),
+        *(('imdb', False), ('here/train', False), ('x/train.csv', False), ('x/rows.JSONL.gz', False)),
+        *(('/x/y', False), ('./x/y', False), ('../y', False), ('~/y', False), ('a/b/c', False), ('a/', False)),
+    ],
+)
+def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path, monkeypatch, name, may):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'here').mkdir()
+    assert may_be_on_hub(name) == may
+    if not may:
+        with pytest.raises(FileNotFoundError, match='is no file or folder, no task .* no OWNER/NAME of the Hub'):
+            check_data(name)
 
 
 def test_without_a_connection_one_sentence(monkeypatch):

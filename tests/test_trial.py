@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -69,6 +70,17 @@ def test_too_little_time_is_refused_with_what_would_do(look):
         plan_trial(look, PACE, 1)
     enough = float(str(refused.value).split('give --minutes ')[1].split(',')[0])
     assert plan_trial(look, PACE, enough).minutes <= enough
+
+
+def test_what_the_text_and_the_teacher_are_given_for_is_compared_or_refused(look):
+    given = dataclasses.replace(look, unlabelled=2000)
+    with pytest.raises(ConfigError, match=r'--minutes 6 is too short: .* give --minutes (\d+)') as refused:
+        plan_trial(given, PACE, 6, 'my/teacher')
+    enough = float(str(refused.value).split('give --minutes ')[1].split(',')[0])
+    names = [recipe.name for recipe in plan_trial(given, PACE, enough, 'my/teacher').recipes]
+    assert names[:5] == ['ce', CONTROL, 'average', 'average_all_text', 'student']
+    assert [recipe.name for recipe in plan_trial(given, PACE, enough).recipes][3] == 'average_all_text'
+    assert [recipe.name for recipe in plan_trial(look, PACE, enough, 'my/teacher').recipes][3] == 'student'
 
 
 def test_recipes_follow_the_data(tmp_path):

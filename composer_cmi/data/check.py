@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from composer_cmi.data.delimited import DataError
+from composer_cmi.data.own_files import may_be_on_hub
 from composer_cmi.data.splits import UNLABELLED, Split
 from composer_cmi.data.task_data import TaskData, load_task_data
 from composer_cmi.registry import get_task, known_tasks
@@ -67,19 +68,24 @@ def check_data(data: str | Path, *, model: str | None = None, max_length: int = 
     """Look at a data set as a run would.
 
     Args:
-        data: A file or folder of own data, or the name of a task.
+        data: A file or folder of own data, the name of a task, or of a data set of the Hub.
         model: A model's folder (or hub name): its tokenizer counts tokens.
         max_length: Tokens that a run would keep of a row.
         options: Further keys of a run's `data:` section, and `task` for a folder of GLUE's own files.
 
     Raises:
-        FileNotFoundError: There is neither a file or folder nor a task of this name.
+        FileNotFoundError: There is neither a file or folder nor a task of this name, and it cannot
+            be one of the Hub's.
         ValueError: The tokenizer cannot be loaded.
     """
-    task = options.pop('task', None) or ('custom' if Path(data).exists() else str(data))
-    if task not in known_tasks():
-        raise FileNotFoundError(f'{str(data)!r} is no file or folder, and no task (composer-cmi list tasks).')
-    path = str(data) if Path(data).exists() else None
+    name, path = str(data), str(data) if Path(data).exists() else None
+    task = options.pop('task', None) or (name if path is None and name in known_tasks() else 'custom')
+    if path is None and task == 'custom':
+        if not may_be_on_hub(name):
+            raise FileNotFoundError(
+                f'{name!r} is no file or folder, no task (composer-cmi list tasks), and no OWNER/NAME of the Hub.'
+            )
+        options['hub'] = name
     try:
         found = load_task_data(get_task(task), SimpleNamespace(path=path, **options))
     except DataError as error:

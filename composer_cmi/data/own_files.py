@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from composer_cmi.data.readers import (
 from composer_cmi.data.splits import Split
 from composer_cmi.data.tasks import Task
 
-__all__ = ['find_file', 'guess_text', 'is_datasets_folder', 'listing', 'read_own_files']
+__all__ = ['find_file', 'guess_text', 'is_datasets_folder', 'listing', 'may_be_on_hub', 'read_own_files']
 
 _DEV_STEMS = ('dev', 'validation', 'valid', 'val')
 _TEXT_GUESSES = (('text',), ('sentence',), ('sentence1', 'sentence2'), ('premise', 'hypothesis'))
@@ -173,6 +174,14 @@ def find_file(folder: Path, stem: str) -> Path | None:
 def is_datasets_folder(path: Path) -> bool:
     """Whether `datasets` wrote this folder by save_to_disk."""
     return (path / 'dataset_dict.json').is_file() or (path / 'state.json').is_file()
+
+
+def may_be_on_hub(name: str) -> bool:
+    """Whether a name that is no path here is meant as `owner/name` of a Hub's data set, and not as a missing file."""
+    owner, slash, rest = name.partition('/')
+    words = all(re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]*', part) for part in (owner, rest))
+    data_file = rest.lower().removesuffix('.gz').endswith((*SUFFIXES, '.txt'))
+    return bool(slash) and words and not data_file and not Path(owner).exists()
 
 
 def listing(folder: Path) -> str:

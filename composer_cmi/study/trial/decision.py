@@ -111,7 +111,8 @@ def _beats_constant(study: Study) -> bool:
 def _note(each: Comparison, words: Mapping[str, str]) -> str:
     kind = 'is better too' if each.verdict == 'gain' else 'is WORSE'
     mean, bounds = signed(each.difference.mean, each.kind), interval(*each.interval, each.kind)
-    return f'{words[each.arm].capitalize()} {kind}: {mean} points, {bounds}.'
+    told = words[each.arm]
+    return f'{told[:1].upper()}{told[1:]} {kind}: {mean} points, {bounds}.'
 
 
 def _probabilities(found: Mapping[str, Sequence[Comparison]], table: str, words: Mapping[str, str]) -> list[str]:

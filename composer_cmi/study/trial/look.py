@@ -51,15 +51,15 @@ def look_at(model: str, data: dict[str, Any]) -> Look:
 
     Args:
         model: `model.name_or_path` of a run.
-        data: Its `data:` section, with `path`.
+        data: Its `data:` section, with `path` or `hub`.
 
     Raises:
         ConfigError: the model or the data cannot be had, or are not right; all faults of the files, a line each.
     """
     config, tokenizer = _model_files(model)
-    options = {key: value for key, value in data.items() if key != 'path' and value is not None}
+    options = {key: value for key, value in data.items() if key not in ('path', 'hub') and value is not None}
     try:
-        found = check_data(data['path'], model=tokenizer, max_length=_LONGEST, task='custom', **options)
+        found = check_data(data.get('path') or data['hub'], model=tokenizer, max_length=_LONGEST, task='custom', **options)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from error
     if found.data is None:

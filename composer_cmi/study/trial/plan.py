@@ -111,7 +111,7 @@ def rates(width: int) -> list[float]:
 
 
 def recipes(look: Look, steps: int, teacher: str | None = None, cache: str = 'logits') -> list[Recipe]:
-    """All recipes that these data and this model allow; the first three are always compared, the others by their order.
+    """All recipes that these data and this model allow, first those that are always compared, then by their order.
 
     Args:
         look: data and model.
@@ -181,12 +181,14 @@ def plan_trial(look: Look, pace: Pace, minutes: float, teacher: str | None = Non
     """The most that fits: first training whole, then recipes in their order, then seeds.
 
     Raises:
-        ConfigError: not even tuned cross-entropy against the average fits, with five seeds and training cut short.
+        ConfigError: not even tuned cross-entropy against the average, and against what the text without labels and
+            the teacher were given for, fits with five seeds and training cut short.
     """
     steps = wanted_steps(look.rows)
+    always = 3 + bool(look.unlabelled) + bool(teacher)
     while True:
         everything = recipes(look, steps, teacher, cache)
-        least = _plan(everything[:3], (), min(_SEEDS), steps, pace)
+        least = _plan(everything[:always], (), min(_SEEDS), steps, pace)
         if least.minutes <= minutes:
             return _filled(everything, least, minutes, pace)
         if steps <= _FEWEST_STEPS:
@@ -200,7 +202,7 @@ def plan_trial(look: Look, pace: Pace, minutes: float, teacher: str | None = Non
 
 def _filled(everything: Sequence[Recipe], plan: Plan, minutes: float, pace: Pace) -> Plan:
     chosen, seeds = list(plan.recipes), plan.seeds
-    for recipe in everything[3:]:
+    for recipe in everything[len(chosen) :]:
         if _plan([*chosen, recipe], (), seeds, plan.steps, pace).minutes <= minutes:
             chosen.append(recipe)
     left_out = tuple(recipe.name for recipe in everything if recipe not in chosen)

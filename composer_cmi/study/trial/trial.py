@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table as Screen
 
 from composer_cmi.data.check import render
+from composer_cmi.data.own_files import may_be_on_hub
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.outputs.files import write_json, write_text
 from composer_cmi.study.config import load_study
@@ -58,7 +59,8 @@ def try_data(
     earlier one was stopped.
 
     Args:
-        data: a file, a folder with a train file, a `datasets` folder, or a `pandas.DataFrame`.
+        data: a file, a folder with a train file, a `datasets` folder, `OWNER/NAME` of a Hub's data set, or a
+            `pandas.DataFrame`.
         out: the trial's folder; `runs/try_NAME` by default.
         model: what is fine-tuned, as `model.name_or_path` of a run.
         minutes: how long it may take. It decides how much is compared, and is planned for, not enforced.
@@ -80,9 +82,9 @@ def try_data(
     console = console or Console(highlight=False)
     if not minutes > 0:
         raise ConfigError(f'--minutes must be above 0, got {minutes:g}.')
-    path, out = _places(data, out)
+    place, out = _places(data, out)
     section = {
-        'path': path,
+        **place,
         'unlabelled': None if unlabelled is None else str(Path(unlabelled).expanduser().absolute()),
         'text_columns': list(text_columns) if text_columns else None,
         'label_column': label_column,
@@ -102,17 +104,19 @@ def try_data(
     return _conclude(out, plan, look, console)
 
 
-def _places(data: Any, out: str | Path | None) -> tuple[str, Path]:
-    """Absolute places of the data and of the trial; a DataFrame becomes a file in the latter."""
+def _places(data: Any, out: str | Path | None) -> tuple[dict[str, str], Path]:
+    """Where the data are and, absolute, where the trial is; a DataFrame becomes a file in the latter."""
     if isinstance(data, (str, Path)):
         path = Path(data).expanduser().absolute()
-        return str(path), Path(out or f'runs/try_{path.stem}').expanduser().absolute()
+        on_hub = not path.exists() and may_be_on_hub(str(data))
+        place = {'hub': str(data)} if on_hub else {'path': str(path)}
+        return place, Path(out or f'runs/try_{path.stem}').expanduser().absolute()
     if not hasattr(data, 'to_json'):
         raise ConfigError(f'data must be a path or a pandas.DataFrame, got {type(data).__name__}.')
     out = Path(out or 'runs/try_dataframe').expanduser().absolute()
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / 'data.jsonl', data.to_json(orient='records', lines=True, force_ascii=False))
-    return str(out / 'data.jsonl'), out
+    return {'path': str(out / 'data.jsonl')}, out
 
 
 def _cores() -> int:
