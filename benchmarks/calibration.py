@@ -4,8 +4,9 @@ python benchmarks/calibration.py --seeds 17 18 --out benchmarks/calibration.csv
 
 MiniLM-L6 on 600 training rows of each set, 8 epochs, half of them kept for the temperature; scored on up to 1,000 rows
 of the other half of train, which is more than the smaller sets' dev has: ECE of few rows is not small even where
-probabilities are right, and `perfect` says how large it then is. Differences are paired over rows, the seeds averaged first, with a bootstrap interval over rows. The exported
-model is read by `transformers.pipeline` over 200 of those rows: its probabilities are the run's.
+probabilities are right, and `perfect` says how large it then is. Differences are paired over rows, the seeds averaged
+first, with a bootstrap interval over rows. The exported model is read by `transformers.pipeline` over 200 of those
+rows: its probabilities are the run's.
 """
 
 from __future__ import annotations
@@ -119,7 +120,8 @@ def measure(task: str, seeds: list[int], folder: str) -> tuple[list[dict], list[
     difference = np.mean(gained, axis=0)
     low, high = interval(difference)
     told = [f'{before["nll"]:.4f} -> {after["nll"]:.4f}', f'{difference.mean():+.4f} [{low:+.4f}, {high:+.4f}]']
-    told += [f'{100 * before["ece"]:.1f} -> {100 * after["ece"]:.1f}', f'{np.mean(perfect):.1f}', f'{before["brier"]:.4f} -> {after["brier"]:.4f}']
+    told += [f'{100 * before["ece"]:.1f} -> {100 * after["ece"]:.1f}', f'{np.mean(perfect):.1f}']
+    told += [f'{before["brier"]:.4f} -> {after["brier"]:.4f}']
     return lines, [task, *told, f'{after["accuracy"]:.4f}', f'{off:.1e}']
 
 

@@ -58,8 +58,9 @@ def look_at(model: str, data: dict[str, Any]) -> Look:
     """
     config, tokenizer = _model_files(model)
     options = {key: value for key, value in data.items() if key not in ('path', 'hub') and value is not None}
+    place = data.get('path') or data['hub']
     try:
-        found = check_data(data.get('path') or data['hub'], model=tokenizer, max_length=_LONGEST, task='custom', **options)
+        found = check_data(place, model=tokenizer, max_length=_LONGEST, task='custom', **options)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from error
     if found.data is None:
