@@ -16,9 +16,9 @@ from typing import Annotated, Any
 import typer
 
 from composer_cmi import __version__, registry
-from composer_cmi.errors import ConfigError, needs
+from composer_cmi.errors import ConfigError
 from composer_cmi.exchange import command_line
-from composer_cmi.run.command import one_sentence, run_file
+from composer_cmi.run.command import imports, one_sentence, run_file
 from composer_cmi.starters import STARTERS, write_starters
 
 __all__ = ['app']
@@ -95,7 +95,7 @@ def _lines(kind: str) -> Iterator[str]:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for name, find in kinds.items():
         if kind in (name, 'all'):
-            with needs('run', f'The list of {name}'):
+            with imports('run', f'The list of {name}'):
                 entries, get = find()
             yield f'{name}:'
             for entry in entries:
@@ -136,7 +136,7 @@ def check_command(
     """Say what a run would see of a data set, and all that is wrong with its files."""
     columns = {'text_columns': text_column, 'label_column': label_column}
     with one_sentence():
-        with needs('run', 'A look at data'):
+        with imports('run', 'A look at data'):
             from rich.console import Console
 
             from composer_cmi.data.check import check_data, render
@@ -164,7 +164,7 @@ def try_command(
 ) -> None:
     """From labelled text to a decision: which recipe helps on these data, by how much, and its YAML file."""
     with one_sentence():
-        with needs('run', 'A trial'):
+        with imports('run', 'A trial'):
             from composer_cmi.study.trial.trial import try_data
         trial = try_data(
             data,
@@ -188,7 +188,7 @@ def schema_command(kind: Annotated[str, typer.Argument(help='run or study')] = '
     with one_sentence():
         if kind not in ('run', 'study'):
             raise ConfigError(f'There is no schema of {kind!r}: it is run or study.')
-        with needs('run', 'The schema'):
+        with imports('run', 'The schema'):
             from composer_cmi.run.config.json_schema import run_json_schema
             from composer_cmi.study.json_schema import study_json_schema
         print(json.dumps(run_json_schema() if kind == 'run' else study_json_schema(), indent=2))
@@ -204,7 +204,7 @@ def submit_command(
 ) -> None:
     """Predict the test splits of finished GLUE runs and write the leaderboard's TSV files."""
     with one_sentence():
-        with needs('run', 'A submission'):
+        with imports('run', 'A submission'):
             from composer_cmi.run.outputs.submission import submit
         files = submit(folders, out, run_code=run_code)
     print(*files, sep='\n')
@@ -226,7 +226,7 @@ def sweep_command(
 ) -> None:
     """Do what is left of a study: every setting, arm and seed once, tuned arms first."""
     with one_sentence():
-        with needs('run', 'A study'):
+        with imports('run', 'A study'):
             from rich.console import Console
 
             from composer_cmi.study.execution.sweep import describe, sweep
@@ -256,7 +256,7 @@ def report_command(
             raise ConfigError('Report on what? Give a folder of runs, or --from and a file of scores or predictions.')
         if folder is not None and lower:
             raise ConfigError('--lower is for columns of --from: what a run scores is known.')
-        with needs('run', "A study's report"):
+        with imports('run', "A study's report"):
             from composer_cmi.study.findings.report import report, report_from
         if folder is not None:
             files = report(folder, out, against or [])

@@ -86,6 +86,19 @@ def test_help_and_version_load_nothing_heavy():
     assert '--install-completion' in printed
 
 
+def test_the_collector_rests_while_a_process_begins_and_passes_over_what_stays():
+    code = (
+        'import gc\nfrom composer_cmi.run.command import imports\n'
+        'with imports("run", "A run"):\n    print(gc.isenabled())\n    stays = [{}]\n'
+        'print(gc.isenabled(), gc.get_freeze_count() > 1000, gc.get_referrers(stays[0]))\n'
+        'count = gc.get_freeze_count()\nimport sys\nsys.modules["torch"] = None\n'  # as if somebody else had loaded it
+        'with imports("run", "A run"):\n    print(gc.isenabled())\nprint(gc.get_freeze_count() == count)'
+    )
+    printed = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
+    # What is frozen is no longer looked through: the list that refers to it is not found.
+    assert printed.splitlines() == ['False', 'True True []', 'True', 'True']
+
+
 @pytest.mark.parametrize('kind', STARTERS)
 def test_init_writes_files_that_load_and_overwrites_none(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)

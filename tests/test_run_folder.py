@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import transformers
@@ -17,6 +18,10 @@ from composer_cmi.run.command import run_file
 from composer_cmi.run.outputs.history import read_history
 from composer_cmi.run.outputs.results import load_results
 from run_tools import make_all, make_data, make_model, make_yaml, predictions
+
+
+def finished_after(folder: Path) -> float:
+    return (folder / 'results.json').stat().st_mtime - psutil.Process().create_time() + 0.1
 
 
 @pytest.fixture(scope='module')
@@ -53,6 +58,11 @@ def test_results_hold_what_the_predictions_say(finished):
     accuracy = sum(row['label'] == row['prediction'] for row in rows) / 7
     assert results.primary_score == pytest.approx(accuracy)
     assert results.timing.steps == 9
+    # Beside one another they are the time of the whole, to the pictures: no part of it is told twice.
+    before, after = results.timing.before_seconds, results.timing.after_seconds
+    assert before is not None and after is not None
+    assert before > 0 and after > 0
+    assert before + results.timing.train_seconds + after <= finished_after(folder)
     assert results.majority['dev'] == pytest.approx(4 / 7)
     assert results.config['optimizer']['lr'] == 1e-3
     # CMI once more, by the torchmetrics class, from the logits in the file.

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from composer.models import huggingface
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.models.auto import modeling_auto
 
 from composer_cmi import functional
 from composer_cmi.run.command import run_file
 from composer_cmi.run.outputs.history import read_history
 from composer_cmi.run.outputs.results import RunResults, load_results
+from composer_cmi.run.parts.classifier import build_composer_model
 from run_tools import SENTENCES, make_model, make_yaml
 
 SIZES = {'hidden_size': 16, 'num_hidden_layers': 2, 'num_attention_heads': 2}
@@ -117,6 +120,20 @@ def features_one_by_one(folder: Path, arm: str) -> torch.Tensor:
 def cmi(features: torch.Tensor, labels: torch.Tensor) -> float:
     stats = functional.class_statistics(functional.log_distribution(features), labels, 2)
     return float(functional.conditional_mutual_information(stats))
+
+
+def test_building_a_model_imports_none_of_the_causal_models(tmp_path, monkeypatch):
+    class Untouched:
+        def values(self) -> Any:
+            raise AssertionError('every causal language model would be imported')
+
+    monkeypatch.setattr(modeling_auto, 'MODEL_FOR_CAUSAL_LM_MAPPING', Untouched())
+    folder = make_model(tmp_path / 'model')
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    built = build_composer_model(model, AutoTokenizer.from_pretrained(folder))
+    assert built.shift_labels is False
+    with pytest.raises(AssertionError, match='every causal'):  # Composer's own is as it was
+        huggingface._is_registered_causal_lm(model)
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,21 @@ def test_the_run_prints_into_its_log_and_ends_with_its_own_code(start, tmp_path)
     assert not locked(tmp_path / 'run.lock')
 
 
+def test_a_run_has_the_imports_behind_it_and_its_collector_passes_over_them(start, tmp_path):
+    (tmp_path / 'probe.py').write_text(
+        'import gc, pathlib, time\n'
+        "pathlib.Path('probe.txt').write_text(f'{gc.get_freeze_count()} {time.process_time()}')\n"
+        "raise ValueError('enough')\n"
+    )
+    (tmp_path / 'run.yaml').write_text(
+        'task: bbc_headlines\nrun_name: x\nmodel: {name_or_path: x}\ncode_paths: [probe.py]\n'
+    )
+    start('run.yaml').wait(120)
+    frozen, seconds = (tmp_path / 'probe.txt').read_text().split()
+    assert int(frozen) > 100_000
+    assert float(seconds) < 2  # of the processor, whatever else is at work: the imports alone are five
+
+
 def test_a_killed_run_gives_its_lock_back_and_says_by_what(start, tmp_path):
     (tmp_path / 'forever.py').write_text("import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(600)\n")
     (tmp_path / 'run.yaml').write_text(

@@ -10,7 +10,7 @@ import typer
 
 from composer_cmi.data.delimited import DataError
 from composer_cmi.errors import ConfigError, needs
-from composer_cmi.run.command import one_sentence
+from composer_cmi.run.command import imports, one_sentence
 
 __all__ = ['cache_command', 'export_command', 'predict_command', 'push_command']
 
@@ -37,7 +37,7 @@ def predict_command(
 ) -> None:
     """Write the class probabilities of a file's rows, of any number, by a run's exported model."""
     with one_sentence(), _told_errors():
-        with needs('run', 'A prediction'):
+        with imports('run', 'A prediction'):
             from composer_cmi.exchange.predict import predict
         with _bar() as progress:
             done = predict(
@@ -60,7 +60,7 @@ def cache_command(
 ) -> None:
     """Make a teacher of a file of class probabilities: of a language model, or of any service."""
     with one_sentence(), _told_errors():
-        with needs('run', 'A logit cache'):
+        with imports('run', 'A logit cache'):
             from composer_cmi.exchange.answers import import_answers
         found = _data_of(data) if data else None
         done = import_answers(file, out, data=found, text_columns=text_column, id_column=id_column)
@@ -69,7 +69,7 @@ def cache_command(
 
 
 def _data_of(yaml_file: str) -> Any:
-    with needs('run', 'The data of a run'):
+    with imports('run', 'The data of a run'):
         from composer_cmi.data.task_data import load_task_data
         from composer_cmi.run.config import load_config
     config = load_config(yaml_file, [])
@@ -83,7 +83,7 @@ def push_command(
 ) -> None:
     """Put a run's exported model and its card on the Hugging Face hub."""
     with one_sentence():
-        with needs('run', 'A push'):
+        with imports('run', 'A push'):
             from composer_cmi.exchange.push import push
         print(push(run, repo, private=private))
 

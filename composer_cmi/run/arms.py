@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,12 +25,17 @@ from composer_cmi.text import for_rich
 __all__ = ['results_table', 'run_all']
 
 
-def run_all(config: RunConfig) -> dict[str, RunResults]:
+def run_all(config: RunConfig, began: float | None = None) -> dict[str, RunResults]:
     """Run every arm that has not finished before, in order, and print one table. All ranks call it.
+
+    Args:
+        config: One run, or several arms of it.
+        began: When the process began (``time.time()``), from which the time before the first step counts; or now.
 
     Raises:
         ConfigError: in one sentence, before the first training, for whatever cannot be run.
     """
+    began = time.time() if began is None else began
     arms = arm_configs(config)
     device = start_device(config.train.device)
     # A file has no width: leave room for many arms.
@@ -47,7 +53,8 @@ def run_all(config: RunConfig) -> dict[str, RunResults]:
         else:
             shown = _introduce(console, name, arm, datasets[name], device, shown)
         # A finished one is compared once more: an arm before it may have been a part of it, and has changed.
-        results[name] = train_run(arm, datasets.pop(name))
+        results[name] = train_run(arm, datasets.pop(name), began)
+        began = time.time()
     console.print()
     title = f'{config.run_name}: {config.task}; held-out information in nats, before -> after training'
     console.print(results_table(results, title=title))
@@ -132,6 +139,9 @@ def _rows(results: Mapping[str, RunResults]) -> list[tuple[str, list[str]]]:
         rows.append(('step that is kept, a selection', [_selected(run) for run in runs]))
     rows.append(('training, seconds', [f'{run.timing.train_seconds:.1f}' for run in runs]))
     rows.append(('seconds a step', [f'{run.timing.seconds_per_step:.3f}' for run in runs]))
+    for key, label in (('before_seconds', 'before the first step'), ('after_seconds', 'after the last step')):
+        if any(getattr(run.timing, key) is not None for run in runs):
+            rows.append((f'{label}, seconds', [_number(getattr(run.timing, key), '.1f') for run in runs]))
     return rows
 
 

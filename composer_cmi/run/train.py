@@ -53,7 +53,7 @@ from composer_cmi.run.setup import user_errors
 __all__ = ['load_data', 'look_up', 'train_run']
 
 
-def train_run(config: RunConfig, data: TaskData | None = None) -> RunResults:
+def train_run(config: RunConfig, data: TaskData | None = None, began: float | None = None) -> RunResults:
     """Train, evaluate and write the run folder; a finished folder of the same settings is read instead.
 
     All ranks call it. An interrupted run goes on from its last checkpoint.
@@ -61,17 +61,19 @@ def train_run(config: RunConfig, data: TaskData | None = None) -> RunResults:
     Args:
         config: One run, without arms.
         data: The task's data where the caller has read them already.
+        began: When the work on this run began (``time.time()``); now, unless given.
 
     Raises:
         ConfigError: in one sentence, before training, for whatever cannot be run.
     """
+    began = time.time() if began is None else began
     data = load_data(config) if data is None else data
     inputs = from_rank_zero(lambda: fingerprints(config, data))
     finished = look_up(config, inputs)
     if finished is None:
         with locked(config.folder):
             # Once more: the process that held the lock may have finished it.
-            finished = look_up(config, inputs) or _train(config, data, inputs)
+            finished = look_up(config, inputs) or _train(config, data, inputs, began)
     if dist.get_global_rank() == 0:
         add_views(config.folder, finished, data.label_names, score_key(data))
     dist.barrier()
@@ -94,7 +96,7 @@ def look_up(config: RunConfig, inputs: dict[str, str]) -> RunResults | None:
     return from_rank_zero(look)
 
 
-def _train(config: RunConfig, data: TaskData, inputs: dict[str, str]) -> RunResults:
+def _train(config: RunConfig, data: TaskData, inputs: dict[str, str], began: float) -> RunResults:
     started = time.perf_counter()
     setup = prepare(config, data)
     if not any(key.startswith('model') for key in inputs):
@@ -132,6 +134,7 @@ def _train(config: RunConfig, data: TaskData, inputs: dict[str, str]) -> RunResu
         steps=steps,
         seconds_per_step=train_seconds / steps,
         total_seconds=time.perf_counter() - started,
+        before_seconds=None if history.first_step is None else history.first_step - began,
     )
     history.seal()
     if steps < asked:
@@ -140,7 +143,7 @@ def _train(config: RunConfig, data: TaskData, inputs: dict[str, str]) -> RunResu
             f'Training was ended before its {asked} steps: where a callback looked at {setup.primary_split} for that, '
             'its length is a selection on rows that are reported.'
         )
-    return _write_folder(setup, inputs, before, after, aside, selection, timing)
+    return _write_folder(setup, inputs, before, after, aside, selection, timing, history.last_step)
 
 
 def load_data(config: RunConfig) -> TaskData:
@@ -197,6 +200,7 @@ def _write_folder(
     aside: Evaluation | None,
     selection: Selection | None,
     timing: Timing,
+    last_step: float | None,
 ) -> RunResults:
     config, data = setup.config, setup.data
     measured = {'before': before, 'after': information(after[setup.primary_split], len(data.label_names))}
@@ -249,6 +253,9 @@ def _write_folder(
         temperature=1.0 if calibration is None else calibration.temperature,
         trust_remote_code=config.model.trust_remote_code,
     )
+    if last_step is not None:
+        spent = timing.model_copy(update={'after_seconds': time.time() - last_step})
+        results = results.model_copy(update={'timing': spent})
     if dist.get_global_rank() == 0:
         for split, part in after.items():
             write_predictions(config.folder / f'predictions_{split}.csv', part)

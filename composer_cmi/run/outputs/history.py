@@ -36,6 +36,10 @@ class HistoryLogger(LoggerDestination):
 
     Args:
         path: The file.
+
+    Attributes:
+        first_step: When this process began its first step (``time.time()``); None before it.
+        last_step: When it ended its last one.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -46,6 +50,8 @@ class HistoryLogger(LoggerDestination):
         self._digest = hashlib.sha256()
         self._resumed = False
         self._flushed = time.monotonic()
+        self.first_step: float | None = None
+        self.last_step: float | None = None
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         if step is None:
@@ -55,7 +61,11 @@ class HistoryLogger(LoggerDestination):
             # A tensor is read when the file is written: reading it now would wait for the device at every step.
             row[name] = value.detach().clone() if isinstance(value, torch.Tensor) else value
 
+    def batch_start(self, state: State, logger: Logger) -> None:
+        self.first_step = self.first_step or time.time()
+
     def batch_end(self, state: State, logger: Logger) -> None:
+        self.last_step = time.time()
         if time.monotonic() - self._flushed > _HISTORY_SECONDS:
             self.flush()
 

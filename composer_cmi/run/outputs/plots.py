@@ -139,6 +139,9 @@ def _draw_before_after(axes: Axes, information: Mapping[str, Mapping[str, Mappin
         axes.bar_label(container, fmt='%.3g', fontsize=8, padding=2)
     axes.set_xticks(range(len(bars)), [f'{name}\n{space}' for space, _, name in bars])
     axes.set_yscale('symlog', linthresh=1e-3)
+    # Powers as matplotlib writes them are set in a mathematical font, whose absence it tells in twenty lines.
+    axes.yaxis.set_major_formatter('{x:g}')
+    axes.yaxis.set_minor_formatter('')
     axes.set_ylabel('nats (log scale)')
     axes.margins(y=0.22)
     axes.legend(fontsize=9, title='training', ncols=2, loc='upper center')

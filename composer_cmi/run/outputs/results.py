@@ -44,12 +44,19 @@ class Information(_Part):
 
 
 class Timing(_Part):
-    """Seconds; ``train_seconds`` adds up over resumed parts and leaves evaluation out."""
+    """Seconds; ``train_seconds`` adds up over resumed parts and leaves evaluation out.
+
+    ``before_seconds`` are those from the start of the process, or from the end of the arm before, to the first step,
+    ``after_seconds`` those from the last step to ``results.json``, after which the picture and the card are made. Where
+    a start had no step left to do, and in results of earlier versions, they are not there.
+    """
 
     train_seconds: float = Field(ge=0)
     steps: int = Field(ge=0)
     seconds_per_step: float = Field(ge=0)
     total_seconds: float = Field(ge=0)
+    before_seconds: float | None = None
+    after_seconds: float | None = None
 
 
 class Selection(_Part):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from composer.models import HuggingFaceModel
+from composer.models import HuggingFaceModel, huggingface
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
@@ -124,7 +125,8 @@ class _ClassifierModel(HuggingFaceModel):
     class_weights: Tensor | None
 
     def __init__(self, *args: Any, label_smoothing: float | None, weights: Tensor | None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        with _no_causal_lm():
+            super().__init__(*args, **kwargs)
         self.label_smoothing = label_smoothing or 0.0
         self.register_buffer('class_weights', weights, persistent=False)
 
@@ -144,6 +146,24 @@ class _ClassifierModel(HuggingFaceModel):
             else:
                 outputs['loss'] = weighted_cross_entropy(logits, labels, self.class_weights, self.label_smoothing)
         return outputs
+
+
+@contextmanager
+def _no_causal_lm() -> Iterator[None]:
+    """Answers for Composer whether the model is a causal language model, for which it would import all there are.
+
+    That is a second and hundreds of files, for a warning about `shift_labels` alone, which is given here; a model that
+    answers with one row of logits a text is none.
+    """
+    asked = getattr(huggingface, '_is_registered_causal_lm', None)
+    if asked is None:  # another version of Composer
+        yield
+        return
+    huggingface._is_registered_causal_lm = lambda model: False
+    try:
+        yield
+    finally:
+        huggingface._is_registered_causal_lm = asked
 
 
 def lora_config(section: Mapping[str, Any]) -> Any:

@@ -19,7 +19,7 @@ from typing import Any
 __all__ = ['WarmProcess', 'warm_up']
 
 _CONTEXT = multiprocessing.get_context('forkserver')
-_CONTEXT.set_forkserver_preload(['composer_cmi.run.command'])
+_CONTEXT.set_forkserver_preload(['composer_cmi.study.execution.preload'])
 
 
 @functools.cache
