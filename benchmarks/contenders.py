@@ -27,9 +27,9 @@ def load(job: Job) -> tuple[Any, Any]:
     torch.manual_seed(job.seed)
     names = dict(enumerate(job.label_names))
     tokenizer = AutoTokenizer.from_pretrained(job.model)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        job.model, num_labels=len(names), id2label=names, label2id={name: i for i, name in names.items()}
-    )
+    classes = {'num_labels': len(names), 'id2label': names, 'label2id': {name: i for i, name in names.items()}}
+    # A head for another task is made anew, as in run_glue.
+    model = AutoModelForSequenceClassification.from_pretrained(job.model, **classes, ignore_mismatched_sizes=True)
     if job.keep_layers is not None:
         encoder = model.bert.encoder
         encoder.layer = torch.nn.ModuleList([encoder.layer[i] for i in job.keep_layers])
@@ -124,6 +124,7 @@ def composer(job: Job, folder: str) -> None:
         optimizers=optimizer,
         schedulers=schedule,
         step_schedulers_every_batch=True,
+        device_train_microbatch_size=job.batch_size,
         max_duration=f'{job.steps}ba',
         device='gpu' if job.device == 'cuda' else 'cpu',
         precision='amp_bf16' if job.precision == 'bf16' else 'fp32',

@@ -58,22 +58,25 @@ def prepare(folder: Path, arguments: argparse.Namespace, *, steps: int, lr: floa
         with (folder / f'{split}.csv').open('w', newline='', encoding='utf-8') as file:
             writer = csv.writer(file)
             writer.writerow(['text', 'label'])
-            names = [data.label_names[label] for label in part.labels]
-            writer.writerows(zip(part.texts[0], names, strict=True))
+            labels = [data.label_names[label] for label in part.labels]
+            writer.writerows(zip(part.texts[0], labels, strict=True))
     model = arguments.model or str(embedded_minilm(data.label_names))
+    names = [*data.label_names]
+    columns: dict[str, Any] = {'text_columns': ['text'], 'label_column': 'label', 'labels': names}
+    own = load_task_data('custom', DataConfig(path=str(folder), **columns)).train  # its ids are the rows of the file
     tokenizer = AutoTokenizer.from_pretrained(model)
-    ids = tokenizer([*data.train.texts[0]], truncation=True, max_length=arguments.max_length)['input_ids']
+    ids = tokenizer([*own.texts[0]], truncation=True, max_length=arguments.max_length)['input_ids']
     lengths = np.array([len(each) for each in ids])
     sampler = TrainSampler(lengths, arguments.batch, 17, num_replicas=1, rank=0)
     batches: list[list[int]] = []
     while len(batches) < steps:
         sampler.set_epoch(len(batches) // sampler.num_batches)
-        batches += sampler.global_batches().tolist()
+        batches += own.example_ids[sampler.global_batches()].tolist()
     job = Job(
         folder=str(folder),
         out=str(folder / 'stamps.json'),
         model=model,
-        label_names=[*data.label_names],
+        label_names=names,
         batches=batches[:steps],
         batch_size=arguments.batch,
         lr=lr,
