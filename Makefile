@@ -100,7 +100,7 @@ startup: $(STAMP)
 	$(BIN)/python benchmarks/startup.py
 
 overhead: $(STAMP)
-	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/overhead.py --shapes minilm --batches 32
 
 # On a machine with a GPU: NCCL, FSDP1, mixed precision, and the overhead there.
 gpu-checks: $(STAMP)

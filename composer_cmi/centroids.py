@@ -154,7 +154,7 @@ class ClassCentroids:
             self.tables['features'] = torch.where(features[-1] > 0, self.decay * before + features, before)
         self.tables['running'] = torch.where(seen, self.decay * running + batch, running)
         self.tables['totals'] = self.tables['totals'] + batch[:, _SKIPPED:]
-        self._refresh()
+        self._refresh_running()
         return batch, term
 
     def fix(self) -> None:
@@ -185,10 +185,15 @@ class ClassCentroids:
         return table[:, _CORRECT].sum() / table[:, _COUNT].sum().clamp(min=1)
 
     def _refresh(self) -> None:
-        # Each class weighs what its share of all examples seen is, so that a rare one keeps it in the average.
-        self.running = self.reference = self._clusters('running', self.tables['totals'][:, 1])
         if self.mode == 'fixed':
             self.reference = self._clusters('reference')
+        self._refresh_running()
+
+    def _refresh_running(self) -> None:
+        # Each class weighs what its share of all examples seen is, so that a rare one keeps it in the average.
+        self.running = self._clusters('running', self.tables['totals'][:, 1])
+        if self.mode == 'ema':
+            self.reference = self.running
 
     def _clusters(self, name: str, weights: Tensor | None = None) -> Clusters:
         table = self.tables[name]
@@ -260,15 +265,16 @@ def _clusters(stats: cmi_f.ClassStatistics, logs: Tensor | None, weights: Tensor
         stats = cmi_f.ClassStatistics(weights, stats.sums * scale[:, None], stats.negentropies * scale)
         logs = None if logs is None else logs * scale[:, None]
     whole = stats.counts.sum().clamp(min=1)
+    cmi, information = cmi_f.conditional_mutual_information(stats), cmi_f.mutual_information(stats)
     return Clusters(
         known,
         stats.counts / whole,
         means.clamp(min=_TINY).log(),
         (stats.sums.sum(0) / whole).clamp(min=_TINY).log(),
         support,
-        cmi_f.conditional_mutual_information(stats),
-        cmi_f.mutual_information(stats),
-        cmi_f.relative_cmi(stats),
+        cmi,
+        information,
+        cmi_f.relative(cmi, information),
         None if logs is None else logs / stats.counts.clamp(min=_TINY)[:, None],
         None if logs is None else cmi_f.separation(stats, logs),
     )

@@ -33,6 +33,7 @@ __all__ = [
     'log_distribution',
     'mutual_information',
     'normalized_cmi',
+    'relative',
     'relative_cmi',
     'rounding_noise',
     'separation',
@@ -268,12 +269,12 @@ def mutual_information(stats: ClassStatistics) -> Tensor:
 
 
 def relative_cmi(stats: ClassStatistics) -> Tensor:
-    """`rho = I(X;Z|Y) / I(X;Z)` in [0, 1]: the share of the features' information that is not about the label.
+    """`rho = I(X;Z|Y) / I(X;Z)`, 0-d in [0, 1]: the share of the features' information that is not about the label."""
+    return relative(conditional_mutual_information(stats), mutual_information(stats))
 
-    Returns:
-        0-d float64; 0 where there is no information at all.
-    """
-    cmi, mi = conditional_mutual_information(stats), mutual_information(stats)
+
+def relative(cmi: Tensor, mi: Tensor) -> Tensor:
+    """`relative_cmi` of both, 0-d float64; 0 where there is no information at all."""
     ratio = (cmi / torch.where(mi > 0, mi, torch.ones_like(mi))).clamp(0, 1)
     return torch.where(mi > 0, ratio, torch.zeros_like(mi))
 

@@ -130,7 +130,8 @@ class CMISteps:
         # Or a checkpoint's do not fit: says so.
         if self._reader is None and self.centroids.shape[0] != logits.shape[-1]:
             self.allocate(logits.shape[-1], x.device)
-        x, logits, labels = x[:rows], logits[:rows], labels[:rows]
+        if rows is not None:
+            x, logits, labels = x[:rows], logits[:rows], labels[:rows]
         with torch.autocast(x.device.type, enabled=False):
             finite = torch.isfinite(x).all(-1)
             x = torch.where(finite[:, None], x, 0.0)
