@@ -14,7 +14,7 @@ from composer.utils import dist
 from torch import Tensor, nn
 
 from composer_cmi.algorithms.loss import add_to_loss, get_total, replace_total
-from composer_cmi.algorithms.plugin import PluginAlgorithm
+from composer_cmi.algorithms.plugin import PluginAlgorithm, move_to_end, refuse_mixtures
 from composer_cmi.batch import class_labels, class_logits
 from composer_cmi.features import FeatureReader
 from composer_cmi.functional import divergence, log_distribution
@@ -176,6 +176,10 @@ class SupervisedContrast(_Control):
         super().release()
         self._labels: Tensor | None = None
 
+    def _find(self, state: State, logger: Logger) -> None:
+        refuse_mixtures(self, state, 'a mixture of two examples has no class that it is drawn to')
+        super()._find(state, logger)
+
     def _begin_pass(self, state: State, logger: Logger) -> None:
         self._passes = 0
 
@@ -209,7 +213,7 @@ class RDrop(_Control):
     model it has no effect, and says so.
 
     Args:
-        weight: At least 0.
+        weight: At least 0, where there is no second pass.
 
     Raises:
         ValueError: For values out of range.
@@ -223,11 +227,22 @@ class RDrop(_Control):
 
     def _find(self, state: State, logger: Logger) -> None:
         self._bare: Any = state.model  # before DDP wraps it
+        if self.weight == 0:
+            return
+        for other in state.algorithms:
+            if getattr(other, 'interpolate_loss', False):
+                raise ValueError(
+                    f'RDrop cannot be combined with {type(other).__name__}(interpolate_loss=True), whose second '
+                    'cross-entropy its own second pass does not have: use interpolate_loss=False.'
+                )
+        move_to_end(self, state)
         drops = [m for m in state.model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
         if not drops:
             warnings.warn('RDrop has no effect: the model has no dropout, so both passes are the same.')
 
     def _add(self, state: State, logger: Logger) -> None:
+        if self.weight == 0:
+            return
         with get_precision_context(state.precision, state.precision_config):
             outputs = state.model(state.batch)
             own = get_total(self._bare.loss(outputs, state.batch))
