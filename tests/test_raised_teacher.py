@@ -104,7 +104,7 @@ def test_a_student_learns_from_the_raised_logits_however_a_batch_is_cut(tmp_path
     with caplog.at_level(logging.INFO):
         assert torch.equal(train([distilled(file, raise_cmi=0.05)], data, model=toys.tiny_bert())[0], expected)
     (cmi, now), (right, still) = found.cmi, found.accuracy
-    said = f'raised from {cmi:.4f} to {now:.4f} nats, accuracy {right:.4f} to {still:.4f}, on the labelled'
+    said = f'CMI of its stored logits raised from {cmi:.4f} to {now:.4f} nats, accuracy {right:.4f} to {still:.4f}, on the labelled'
     assert caplog.text.count(said) == 1 and now > cmi
     # What is stored, and what was given, stay the teacher's: another student reads the same.
     assert torch.equal(LogitCache.open(file).logits, table.logits)

@@ -56,7 +56,17 @@ def symmetric_divergence(logits: Tensor, again: Tensor) -> Tensor:
 class _Control(PluginAlgorithm):
     """One more term of the loss, without state."""
 
-    handlers = {Event.INIT: '_find', Event.FIT_START: '_attach', Event.AFTER_LOSS: '_add', Event.FIT_END: '_end'}
+    handlers = {
+        Event.INIT: '_find',
+        Event.FIT_START: '_attach',
+        Event.BATCH_START: '_begin_batch',
+        Event.BEFORE_TRAIN_BATCH: '_begin_pass',
+        Event.AFTER_LOSS: '_add',
+        Event.AFTER_TRAIN_BATCH: '_log',
+        Event.FIT_END: '_end',
+    }
+    _sums: Tensor | None = None  # of the term over rows, and the rows, since the pass began
+    _logged = False
     _reader: FeatureReader | None = None
     feature_module: str | None = None
 
@@ -64,6 +74,7 @@ class _Control(PluginAlgorithm):
         self.release()
 
     def release(self) -> None:
+        self._sums = None
         if self._reader is not None:
             self._reader.detach()
 
@@ -98,9 +109,26 @@ class _Control(PluginAlgorithm):
         self._reader.clear()
         return features
 
-    def _log(self, logger: Logger, value: Tensor) -> None:
-        metrics: dict[str, Any] = {f'{type(self).__name__.lower()}/loss': value.detach()}
-        logger.log_metrics(metrics)
+    def _begin_batch(self, state: State, logger: Logger) -> None:
+        # SAM passes a batch twice, the second time at other weights: the first pass is what is logged.
+        self._logged = False
+
+    def _begin_pass(self, state: State, logger: Logger) -> None:
+        self._sums = None
+
+    def _keep(self, state: State, value: Tensor) -> None:
+        """Note what a microbatch adds, a mean over its rows, for the log of the step."""
+        value = value.detach().float()
+        rows = torch.full_like(value, len(class_logits(state.outputs)))
+        sums = torch.stack([value * rows, rows])
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def _log(self, state: State, logger: Logger) -> None:
+        if self._sums is not None and not self._logged:
+            self._logged = True
+            # A tensor: whether to wait for the device is the logger's choice.
+            metrics: dict[str, Any] = {f'{type(self).__name__.lower()}/loss': self._sums[0] / self._sums[1]}
+            logger.log_metrics(metrics)
 
 
 @register_algorithm('norm_penalty')
@@ -136,7 +164,7 @@ class NormPenalty(_Control):
         features = self._features(state)
         term = self.weight * features.to(torch.promote_types(features.dtype, torch.float32)).square().mean()
         state.loss = add_to_loss(state.loss, term)
-        self._log(logger, term)
+        self._keep(state, term)
 
 
 @register_algorithm('supervised_contrast')
@@ -163,7 +191,7 @@ class SupervisedContrast(_Control):
     feature_module: str | None = None
     label_key: str | int | None = None
 
-    handlers = {**_Control.handlers, Event.BEFORE_TRAIN_BATCH: '_begin_pass', Event.BEFORE_FORWARD: '_read_labels'}
+    handlers = {**_Control.handlers, Event.BEFORE_FORWARD: '_read_labels'}
     _passes = 0
     _told = False
 
@@ -181,6 +209,7 @@ class SupervisedContrast(_Control):
         super()._find(state, logger)
 
     def _begin_pass(self, state: State, logger: Logger) -> None:
+        super()._begin_pass(state, logger)
         self._passes = 0
 
     def _read_labels(self, state: State, logger: Logger) -> None:
@@ -201,7 +230,7 @@ class SupervisedContrast(_Control):
         self._labels = None
         total = get_total(state.loss)
         state.loss = replace_total(state.loss, (1 - self.share) * total + self.share * term.to(total.dtype))
-        self._log(logger, term)
+        self._keep(state, term)
 
 
 @register_algorithm('r_drop')
@@ -250,4 +279,4 @@ class RDrop(_Control):
         rows = symmetric_divergence(class_logits(state.outputs), class_logits(outputs))
         term = (own - first) / 2 + self.weight * rows.mean()
         state.loss = add_to_loss(state.loss, term)
-        self._log(logger, term)
+        self._keep(state, term)

@@ -145,12 +145,19 @@ class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
             label_key=self.label_key,
         )
         if (raised := self._running.raised) is not None:
-            if self.teacher_facts is not None:
-                self.teacher_facts['raised'] = raised
             for name in ('cmi', 'accuracy'):
                 before, after = raised[name]
                 said: dict[str, Any] = {f'distillation/teacher_{name}': before, f'distillation/raised_{name}': after}
                 logger.log_metrics(said)
+
+    @property
+    def raised(self) -> dict[str, Any] | None:
+        """Temperatures, CMI and accuracy, before and after, of `raise_cmi`, once training has begun."""
+        return None if self._steps is None else self._steps.raised
+
+    def raised_words(self) -> str:
+        """The same in a sentence; empty where it was not asked for."""
+        return '' if self._steps is None else self._steps.raised_words()
 
     @property
     def _running(self) -> DistillationSteps:

@@ -41,11 +41,7 @@ def run_teacher(
     Raises:
         ValueError: The rows have no example ids.
     """
-    if len(rows) and (not isinstance(rows[0], Mapping) or id_key not in rows[0]):
-        raise ValueError(
-            f'The training rows have no {id_key!r}, by which logits are stored: add an int64 column of that name '
-            '(and remove_unused_columns=False or the like, so that it reaches the batch).'
-        )
+    _require_ids(rows, id_key)
     items = [rows[i] for i in range(len(rows))]
     items.sort(key=lambda row: len(row['input_ids']) if 'input_ids' in row else 0)
     parts = []
@@ -62,14 +58,23 @@ def labels_of_rows(
     """Example ids `[R]` and classes `[R]` of a map-style dataset, as its batches have them.
 
     Raises:
-        ValueError: The batches have no classes, or classes that are smoothed or several a row.
+        ValueError: The rows have no example ids; the batches have no classes, or not one a row.
     """
+    _require_ids(rows, id_key)
     ids, labels = [], []
     for start in range(0, len(rows), batch_size):
         items = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
         ids += [int(item[id_key]) for item in items]
         labels.append(class_labels(collate(items), label_key))
     return torch.tensor(ids), torch.cat(labels)
+
+
+def _require_ids(rows: Any, id_key: str) -> None:
+    if len(rows) and (not isinstance(rows[0], Mapping) or id_key not in rows[0]):
+        raise ValueError(
+            f'The training rows have no {id_key!r}, by which logits are stored: add an int64 column of that name '
+            '(and remove_unused_columns=False or the like, so that it reaches the batch).'
+        )
 
 
 def inputs_fingerprint(rows: Any, collate: Callable[[list[Any]], Any], *, batch_size: int = 64) -> str:

@@ -67,9 +67,10 @@ class DistillationSteps:
     def _find_features(self, student: nn.Module) -> tuple[FeatureReader, FeatureReader]:
         teacher = self._found.teacher
         assert teacher is not None  # without one there is a cache, which is refused
-        if len(teacher.members) > 1:
+        first, *others = teacher.members
+        if others:
             raise ValueError(f'relation is to the features of one teacher, {len(teacher.members)} are given: name one.')
-        return FeatureReader(student), FeatureReader(teacher.members[0].module, num_classes=teacher.num_labels)
+        return FeatureReader(student), FeatureReader(first.module, num_classes=teacher.num_labels)
 
     def begin_anew(self) -> None:
         """Another training: nothing of an earlier one is left."""
@@ -113,21 +114,28 @@ class DistillationSteps:
         """Put temperatures between the stored logits and the student: fitted once, and kept through a resume."""
         a = self.arguments
         assert a.raise_cmi is not None
-        if self.raised is None:
+        if (raised := self.raised) is None:
             if rows is None or not hasattr(rows, '__getitem__'):
                 raise ValueError('raise_cmi reads the labels of all training rows, which needs a map-style dataset.')
             ids, labels = labels_of_rows(rows, collate, id_key=a.id_key, label_key=label_key)
+            table.require(ids)
             logits = table.lookup(ids.to(table.logits.device))
             found = raise_cmi(logits, labels, temperature=a.temperature, loss_of_accuracy=a.raise_cmi)
             # Machines may round differently: all ranks take what the first has found.
-            self.raised = from_first_rank(found._asdict())
-            (cmi, now), (right, still) = found.cmi, found.accuracy
-            log.info(
-                f'The CMI of the teacher was raised from {cmi:.4f} to {now:.4f} nats, accuracy {right:.4f} to '
-                f'{still:.4f}, on the labelled training rows.'
-            )
-        logits = with_temperatures(table.logits, self.raised['temperatures'])
+            self.raised = raised = from_first_rank(found._asdict())
+            log.info(self.raised_words())
+        logits = with_temperatures(table.logits, raised['temperatures'])
         return LogitCache(table.example_ids, logits, key=table.key, label_names=table.label_names)
+
+    def raised_words(self) -> str:
+        """What `raise_cmi` has done, in a sentence; empty where it was not asked for."""
+        if self.raised is None:
+            return ''
+        (cmi, now), (right, still) = self.raised['cmi'], self.raised['accuracy']
+        return (
+            f'Teacher: CMI of its stored logits raised from {cmi:.4f} to {now:.4f} nats, accuracy {right:.4f} to '
+            f'{still:.4f}, on the labelled training rows.'
+        )
 
     def begin_pass(self) -> None:
         """Before a pass over the rows of a step; one that is repeated is not counted twice."""
