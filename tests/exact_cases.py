@@ -50,6 +50,7 @@ CASES = {
     'max fixed': lambda: [CMIMaximization(centroids='fixed', start='0ba')],
     'distillation': lambda: [distillation()],
     'distillation, standardized': lambda: [distillation(loss='standardized')],
+    'distillation, relation': lambda: [distillation(relation=5.0)],
     'distillation, cmi': lambda: [distillation(), CASES['paper']()[0]],
     'cmi, distillation': lambda: [CASES['paper']()[0], distillation()],
     'norm penalty': lambda: [NormPenalty(0.5)],

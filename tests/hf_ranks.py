@@ -19,6 +19,7 @@ CASES = [
     (22, 2, 'fixed'),
     (22, 4, 'logits'),
     (20, 2, 'contrastive'),
+    (20, 2, 'relation'),
 ]
 
 

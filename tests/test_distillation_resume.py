@@ -68,6 +68,8 @@ def test_a_checkpoint_is_the_students_and_loads_without_the_teacher(tmp_path):
         'fingerprint': load_teacher(teacher_bert()).fingerprint,
         'alpha': 0.5,
         'loss': 'kl',
+        'raise_cmi': None,
+        'relation': 0.0,
         'temperature': 2.0,
     }
 

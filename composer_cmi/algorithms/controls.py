@@ -14,7 +14,7 @@ from composer.utils import dist
 from torch import Tensor, nn
 
 from composer_cmi.algorithms.loss import add_to_loss, get_total, replace_total
-from composer_cmi.algorithms.plugin import PluginAlgorithm
+from composer_cmi.algorithms.plugin import PluginAlgorithm, move_to_end, refuse_mixtures
 from composer_cmi.batch import class_labels, class_logits
 from composer_cmi.features import FeatureReader
 from composer_cmi.functional import divergence, log_distribution
@@ -56,7 +56,17 @@ def symmetric_divergence(logits: Tensor, again: Tensor) -> Tensor:
 class _Control(PluginAlgorithm):
     """One more term of the loss, without state."""
 
-    handlers = {Event.INIT: '_find', Event.FIT_START: '_attach', Event.AFTER_LOSS: '_add', Event.FIT_END: '_end'}
+    handlers = {
+        Event.INIT: '_find',
+        Event.FIT_START: '_attach',
+        Event.BATCH_START: '_begin_batch',
+        Event.BEFORE_TRAIN_BATCH: '_begin_pass',
+        Event.AFTER_LOSS: '_add',
+        Event.AFTER_TRAIN_BATCH: '_log',
+        Event.FIT_END: '_end',
+    }
+    _sums: Tensor | None = None  # of the term over rows, and the rows, since the pass began
+    _logged = False
     _reader: FeatureReader | None = None
     feature_module: str | None = None
 
@@ -64,6 +74,7 @@ class _Control(PluginAlgorithm):
         self.release()
 
     def release(self) -> None:
+        self._sums = None
         if self._reader is not None:
             self._reader.detach()
 
@@ -98,9 +109,26 @@ class _Control(PluginAlgorithm):
         self._reader.clear()
         return features
 
-    def _log(self, logger: Logger, value: Tensor) -> None:
-        metrics: dict[str, Any] = {f'{type(self).__name__.lower()}/loss': value.detach()}
-        logger.log_metrics(metrics)
+    def _begin_batch(self, state: State, logger: Logger) -> None:
+        # SAM passes a batch twice, the second time at other weights: the first pass is what is logged.
+        self._logged = False
+
+    def _begin_pass(self, state: State, logger: Logger) -> None:
+        self._sums = None
+
+    def _keep(self, state: State, value: Tensor) -> None:
+        """Note what a microbatch adds, a mean over its rows, for the log of the step."""
+        value = value.detach().float()
+        rows = torch.full_like(value, len(class_logits(state.outputs)))
+        sums = torch.stack([value * rows, rows])
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def _log(self, state: State, logger: Logger) -> None:
+        if self._sums is not None and not self._logged:
+            self._logged = True
+            # A tensor: whether to wait for the device is the logger's choice.
+            metrics: dict[str, Any] = {f'{type(self).__name__.lower()}/loss': self._sums[0] / self._sums[1]}
+            logger.log_metrics(metrics)
 
 
 @register_algorithm('norm_penalty')
@@ -136,7 +164,7 @@ class NormPenalty(_Control):
         features = self._features(state)
         term = self.weight * features.to(torch.promote_types(features.dtype, torch.float32)).square().mean()
         state.loss = add_to_loss(state.loss, term)
-        self._log(logger, term)
+        self._keep(state, term)
 
 
 @register_algorithm('supervised_contrast')
@@ -163,7 +191,7 @@ class SupervisedContrast(_Control):
     feature_module: str | None = None
     label_key: str | int | None = None
 
-    handlers = {**_Control.handlers, Event.BEFORE_TRAIN_BATCH: '_begin_pass', Event.BEFORE_FORWARD: '_read_labels'}
+    handlers = {**_Control.handlers, Event.BEFORE_FORWARD: '_read_labels'}
     _passes = 0
     _told = False
 
@@ -176,7 +204,12 @@ class SupervisedContrast(_Control):
         super().release()
         self._labels: Tensor | None = None
 
+    def _find(self, state: State, logger: Logger) -> None:
+        refuse_mixtures(self, state, 'a mixture of two examples has no class that it is drawn to')
+        super()._find(state, logger)
+
     def _begin_pass(self, state: State, logger: Logger) -> None:
+        super()._begin_pass(state, logger)
         self._passes = 0
 
     def _read_labels(self, state: State, logger: Logger) -> None:
@@ -197,7 +230,7 @@ class SupervisedContrast(_Control):
         self._labels = None
         total = get_total(state.loss)
         state.loss = replace_total(state.loss, (1 - self.share) * total + self.share * term.to(total.dtype))
-        self._log(logger, term)
+        self._keep(state, term)
 
 
 @register_algorithm('r_drop')
@@ -209,7 +242,7 @@ class RDrop(_Control):
     model it has no effect, and says so.
 
     Args:
-        weight: At least 0.
+        weight: At least 0, where there is no second pass.
 
     Raises:
         ValueError: For values out of range.
@@ -223,11 +256,22 @@ class RDrop(_Control):
 
     def _find(self, state: State, logger: Logger) -> None:
         self._bare: Any = state.model  # before DDP wraps it
+        if self.weight == 0:
+            return
+        for other in state.algorithms:
+            if getattr(other, 'interpolate_loss', False):
+                raise ValueError(
+                    f'RDrop cannot be combined with {type(other).__name__}(interpolate_loss=True), whose second '
+                    'cross-entropy its own second pass does not have: use interpolate_loss=False.'
+                )
+        move_to_end(self, state)
         drops = [m for m in state.model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
         if not drops:
             warnings.warn('RDrop has no effect: the model has no dropout, so both passes are the same.')
 
     def _add(self, state: State, logger: Logger) -> None:
+        if self.weight == 0:
+            return
         with get_precision_context(state.precision, state.precision_config):
             outputs = state.model(state.batch)
             own = get_total(self._bare.loss(outputs, state.batch))
@@ -235,4 +279,4 @@ class RDrop(_Control):
         rows = symmetric_divergence(class_logits(state.outputs), class_logits(outputs))
         term = (own - first) / 2 + self.weight * rows.mean()
         state.loss = add_to_loss(state.loss, term)
-        self._log(logger, term)
+        self._keep(state, term)

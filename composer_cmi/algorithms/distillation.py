@@ -19,10 +19,10 @@ from torch import Tensor
 
 from composer_cmi.algorithms.distillation_batch import check_partners, labelled_share
 from composer_cmi.algorithms.loss import distillation_loss, get_total, replace_total
-from composer_cmi.algorithms.plugin import PluginAlgorithm
-from composer_cmi.batch import class_logits
+from composer_cmi.algorithms.plugin import PluginAlgorithm, move_to_end, refuse_mixtures
+from composer_cmi.batch import class_labels, class_logits
 from composer_cmi.registry import register_algorithm
-from composer_cmi.teachers.matching import DistillationArguments
+from composer_cmi.teachers.matching import NOT_NOTED_BEFORE, DistillationArguments
 from composer_cmi.teachers.steps import DistillationSteps
 
 __all__ = ['KnowledgeDistillation', 'distillation_loss']
@@ -54,6 +54,10 @@ class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
         loss: What is between teacher and student, times `tau^2`: `'kl'`; `'standardized'`, the KL of logits that each
             row standardises (arXiv 2403.01427); `'dist'`, correlations within rows and classes (arXiv 2205.10536),
             which depends on how a batch is cut into microbatches and ranks, and says so.
+        raise_cmi: Where the logits are cached: raise their CMI without training the teacher, by a temperature for each
+            class, fitted on the labelled training rows; this much of the accuracy there may be lost (0.01: one point).
+        relation: Weight of how otherwise a row's features lie to the class means than in the teacher (cosines, Huber
+            distance; after arXiv 1904.05068, without comparing rows). For one teacher without a cache.
         average: What is averaged of a list: `'logits'`, which commutes with the temperature, or `'probabilities'`, at
             temperature 1.
         allow_weak_teacher: Accept a teacher that is no better than the commonest class (a run of ours checks that).
@@ -87,9 +91,10 @@ class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
         """Drop the tensors of the batch."""
         self._teacher_logits: Tensor | None = None
         self._labelled_share: Tensor | None = None
+        self._labels: Tensor | None = None
         self._logged = False
         if self._steps is not None:
-            self._steps.begin_pass()
+            self._steps.release()
 
     def __repr__(self) -> str:
         return f'KnowledgeDistillation(alpha={self.alpha}, temperature={self.temperature})'
@@ -97,7 +102,7 @@ class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
     @property
     def objective(self) -> dict[str, Any]:
         """Beside the teacher; `cache` may change (the same logits), and so may the keys and the two permissions."""
-        return {'alpha': self.alpha, 'temperature': self.temperature, 'loss': self.loss}
+        return self.loss_objective
 
     handlers = {
         Event.INIT: '_compare',
@@ -107,6 +112,7 @@ class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
         Event.BEFORE_FORWARD: '_ask_teacher',
         Event.AFTER_LOSS: '_weigh',
         Event.AFTER_TRAIN_BATCH: '_log',
+        Event.BATCH_END: '_end_batch',
         Event.EPOCH_END: '_check_table',
         Event.FIT_END: '_end',
     }
@@ -114,8 +120,11 @@ class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
     def _compare(self, state: State, logger: Logger) -> None:
         """INIT: everything that can be wrong between teacher and student, before anything is wrapped or trained."""
         check_partners(state.algorithms, cached=self.cache is not None)
-        _move_to_end(self, state)
+        if self.relation:
+            refuse_mixtures(self, state, 'relation is to classes, and a mixture of two examples has none')
+        move_to_end(self, state)
         self._steps = DistillationSteps(self, state.model, getattr(state.model, 'tokenizer', None))
+        self._steps.load_state_dict(self._saved)
         self.fingerprint = self._steps.fingerprint
         self._check_teacher()
         self._steps.require_same_on_all_ranks()
@@ -124,7 +133,7 @@ class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
         """FIT_START: open or fill the cache, place the table or the teacher on the device."""
         self.release()
         check_partners(state.algorithms, cached=self.cache is not None)
-        _move_to_end(self, state)
+        move_to_end(self, state)
         loader: Any = state.train_dataloader
         self._running.begin(
             getattr(loader, 'dataset', None),
@@ -132,7 +141,23 @@ class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
             state.device.tensor_to_device(torch.zeros(())).device,
             precision=state.precision.value,
             context=lambda: _precision(state),
+            model=state.model,
+            label_key=self.label_key,
         )
+        if (raised := self._running.raised) is not None:
+            for name in ('cmi', 'accuracy'):
+                before, after = raised[name]
+                said: dict[str, Any] = {f'distillation/teacher_{name}': before, f'distillation/raised_{name}': after}
+                logger.log_metrics(said)
+
+    @property
+    def raised(self) -> dict[str, Any] | None:
+        """Temperatures, CMI and accuracy, before and after, of `raise_cmi`, once training has begun."""
+        return None if self._steps is None else self._steps.raised
+
+    def raised_words(self) -> str:
+        """The same in a sentence; empty where it was not asked for."""
+        return '' if self._steps is None else self._steps.raised_words()
 
     @property
     def _running(self) -> DistillationSteps:
@@ -150,6 +175,7 @@ class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
     def _ask_teacher(self, state: State, logger: Logger) -> None:
         """BEFORE_FORWARD: labels are hard yet, and the student's activations do not take up memory yet."""
         self._labelled_share = labelled_share(state, self.label_key)
+        self._labels = class_labels(state.batch, self.label_key) if self.relation else None
         self._teacher_logits = self._running.ask(state.batch, _precision(state))
 
     def _weigh(self, state: State, logger: Logger) -> None:
@@ -164,8 +190,14 @@ class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
             divergence = self._running.divergence(class_logits(outputs), self._teacher_logits)
             self._applied = True
         mixed = distillation_loss(own, divergence, share, self.alpha)
+        if self._labels is not None:
+            related = self._running.relation(state.batch, class_logits(outputs), self._labels)
+            mixed = mixed if related is None else mixed + related.mean().to(mixed.dtype)
         state.loss = replace_total(state.loss, mixed if total is own else total - own + mixed)
-        self._teacher_logits = self._labelled_share = None
+        self._teacher_logits = self._labelled_share = self._labels = None
+
+    def _end_batch(self, state: State, logger: Logger) -> None:
+        self._running.end_step()
 
     def _log(self, state: State, logger: Logger) -> None:
         metrics: dict[str, Any] = {} if self._logged else self._running.end_pass()
@@ -185,12 +217,15 @@ class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values: what makes the objective; nothing of the teacher but its fingerprint."""
-        return {**super().state_dict(), 'fingerprint': self.fingerprint or ''}
+        beside = {} if self._steps is None else self._steps.state_dict()
+        return {**super().state_dict(), 'fingerprint': self.fingerprint or '', **beside}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the same objective; ValueError for a newer schema, another alpha, temperature or teacher."""
-        self.check_objective(state)
+        self.check_objective({**NOT_NOTED_BEFORE, **state})
         self._saved, self._used = state, False
+        if self._steps is not None:
+            self._steps.load_state_dict(state)
         self._check_teacher()
 
     def _check_teacher(self) -> None:
@@ -202,11 +237,6 @@ class KnowledgeDistillation(DistillationArguments, PluginAlgorithm):
                 f'The checkpoint was distilled from another teacher (weights {saved[:12]}, now {ours[:12]}): use the '
                 'same to resume, or begin anew with load_weights_only=True.'
             )
-
-
-def _move_to_end(algorithm: KnowledgeDistillation, state: State) -> None:
-    if any(other is algorithm for other in state.algorithms) and state.algorithms[-1] is not algorithm:
-        state.algorithms = [*(other for other in state.algorithms if other is not algorithm), algorithm]
 
 
 def _precision(state: State) -> contextlib.AbstractContextManager[Any]:

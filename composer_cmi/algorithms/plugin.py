@@ -11,7 +11,7 @@ from composer.loggers import Logger
 
 from composer_cmi.terms.objective import SCHEMA_VERSION, check_objective
 
-__all__ = ['PluginAlgorithm']
+__all__ = ['PluginAlgorithm', 'move_to_end', 'refuse_mixtures']
 
 
 class PluginAlgorithm(Algorithm):
@@ -69,3 +69,16 @@ class _Release(Callback):
 
     def close(self, state: State, logger: Logger) -> None:
         self.release()
+
+
+def move_to_end(algorithm: Algorithm, state: State) -> None:
+    """List an algorithm last: `AFTER_LOSS` runs backwards, so it finds loss and labels as the model left them."""
+    if any(other is algorithm for other in state.algorithms) and state.algorithms[-1] is not algorithm:
+        state.algorithms = [*(other for other in state.algorithms if other is not algorithm), algorithm]
+
+
+def refuse_mixtures(algorithm: Algorithm, state: State, why: str) -> None:
+    """ValueError where an algorithm of the run makes mixtures of examples, with the reason."""
+    for other in state.algorithms:
+        if type(other).__name__ in ('MixUp', 'CutMix'):
+            raise ValueError(f'{type(algorithm).__name__} cannot be combined with {type(other).__name__}: {why}.')

@@ -38,6 +38,7 @@ class StepCallback(TrainerCallback):
             self._trainer._metrics.update(cmi.end_step())
         if distillation:
             self._trainer._metrics.update(distillation.end_pass())
+            distillation.end_step()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ids without stored logits are found at the latest here."""
@@ -48,3 +49,5 @@ class StepCallback(TrainerCallback):
         """Says what was never added."""
         if self._trainer._cmi:
             self._trainer._cmi.end(f'step {state.global_step}')
+        if self._trainer._distillation:
+            self._trainer._distillation.release()

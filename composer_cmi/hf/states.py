@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from composer_cmi.teachers.matching import NOT_NOTED_BEFORE
 from composer_cmi.teachers.steps import DistillationSteps
 from composer_cmi.terms.objective import SCHEMA_VERSION, check_objective
 from composer_cmi.terms.steps import CMISteps
@@ -27,7 +28,7 @@ def save(folder: str, terms: Sequence[Term]) -> None:
         term.name: {
             'schema_version': SCHEMA_VERSION,
             **term.objective,
-            **(term.state_dict() if isinstance(term, CMISteps) else {}),
+            **term.state_dict(),
         }
         for term in terms
     }
@@ -64,4 +65,5 @@ def restore(folder: str, terms: Sequence[Term], step: int) -> None:
             check_objective(term.name, objective, term.objective, _ANEW)
             term.load_state_dict(state)
         else:
-            check_objective(term.name, state, term.objective, _ANEW)
+            check_objective(term.name, {**NOT_NOTED_BEFORE, **state}, term.objective, _ANEW)
+            term.load_state_dict(state)

@@ -148,6 +148,8 @@ class CMITrainer(Trainer):
             loss = (1 - alpha) * loss / rows
             if taught is not None:
                 loss = loss + alpha * self._distillation.divergence(logits[:kept], taught[:kept]).sum() / rows
+                if (related := self._distillation.relation(inputs, logits, labels, kept)) is not None:
+                    loss = loss + related.sum() / rows
         if self._cmi and kept and (added := self._cmi.add(inputs, logits, labels, kept)) is not None:
             loss = loss + added * kept / rows
         # DDP takes the mean over the ranks.
@@ -200,6 +202,7 @@ class CMITrainer(Trainer):
             require_same_on_all_ranks(self._cmi.name, {**self._cmi.objective, 'number of classes': classes})
         if self._distillation:
             self._distillation.require_same_on_all_ranks()
+            self._distillation.begin_anew()
         folder, self._checkpoint = self._checkpoint, None
         if folder is not None:
             states.restore(folder, self._terms(), self.state.global_step)
@@ -215,7 +218,8 @@ class CMITrainer(Trainer):
             mixed = self.accelerator.mixed_precision
             precision = 'fp32' if mixed == 'no' else f'amp_{mixed}'
             context: Any = self.accelerator.autocast
-            self._distillation.begin(loader.dataset, loader.collate_fn, self.args.device, precision, context)
+            model: Any = self.model_wrapped
+            self._distillation.begin(loader.dataset, loader.collate_fn, self.args.device, precision, context, model)
 
     def _fix_centroids(self) -> None:
         assert self._cmi is not None

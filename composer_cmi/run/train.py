@@ -137,6 +137,10 @@ def _train(config: RunConfig, data: TaskData, inputs: dict[str, str], began: flo
         before_seconds=None if history.first_step is None else history.first_step - began,
     )
     history.seal()
+    for algorithm in setup.algorithms:
+        words = algorithm.raised_words() if isinstance(algorithm, KnowledgeDistillation) else ''
+        if words and dist.get_global_rank() == 0:
+            print(words)
     if steps < asked:
         # Without numbers of this run: a study says it once of all its runs.
         setup.notes.append(
@@ -188,8 +192,10 @@ def _keep_best(setup: Setup) -> Selection | None:
 
 
 def _teacher_facts(algorithms: list[Algorithm]) -> dict[str, Any] | None:
-    facts = [a.teacher_facts for a in algorithms if isinstance(a, KnowledgeDistillation)]
-    return next((fact for fact in facts if fact), None)
+    found = next((a for a in algorithms if isinstance(a, KnowledgeDistillation)), None)
+    if found is None or found.teacher_facts is None:
+        return None
+    return {**found.teacher_facts, **({} if found.raised is None else {'raised': found.raised})}
 
 
 def _write_folder(

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from composer_cmi.batch import class_labels
 from composer_cmi.teachers.teacher import Teacher
 
-__all__ = ['inputs_fingerprint', 'run_teacher']
+__all__ = ['inputs_fingerprint', 'labels_of_rows', 'run_teacher']
 
 
 def run_teacher(
@@ -40,11 +41,7 @@ def run_teacher(
     Raises:
         ValueError: The rows have no example ids.
     """
-    if len(rows) and (not isinstance(rows[0], Mapping) or id_key not in rows[0]):
-        raise ValueError(
-            f'The training rows have no {id_key!r}, by which logits are stored: add an int64 column of that name '
-            '(and remove_unused_columns=False or the like, so that it reaches the batch).'
-        )
+    _require_ids(rows, id_key)
     items = [rows[i] for i in range(len(rows))]
     items.sort(key=lambda row: len(row['input_ids']) if 'input_ids' in row else 0)
     parts = []
@@ -53,6 +50,31 @@ def run_teacher(
             parts.append(teacher.logits(collate(items[start : start + batch_size])).cpu())
     ids, order = torch.tensor([int(row[id_key]) for row in items]).sort(stable=True)
     return ids, torch.cat(parts)[order]
+
+
+def labels_of_rows(
+    rows: Any, collate: Callable[[list[Any]], Any], *, id_key: str, label_key: Any = None, batch_size: int = 256
+) -> tuple[Tensor, Tensor]:
+    """Example ids `[R]` and classes `[R]` of a map-style dataset, as its batches have them.
+
+    Raises:
+        ValueError: The rows have no example ids; the batches have no classes, or not one a row.
+    """
+    _require_ids(rows, id_key)
+    ids, labels = [], []
+    for start in range(0, len(rows), batch_size):
+        items = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
+        ids += [int(item[id_key]) for item in items]
+        labels.append(class_labels(collate(items), label_key))
+    return torch.tensor(ids), torch.cat(labels)
+
+
+def _require_ids(rows: Any, id_key: str) -> None:
+    if len(rows) and (not isinstance(rows[0], Mapping) or id_key not in rows[0]):
+        raise ValueError(
+            f'The training rows have no {id_key!r}, by which logits are stored: add an int64 column of that name '
+            '(and remove_unused_columns=False or the like, so that it reaches the batch).'
+        )
 
 
 def inputs_fingerprint(rows: Any, collate: Callable[[list[Any]], Any], *, batch_size: int = 64) -> str:

@@ -17,10 +17,11 @@ from composer_cmi.teachers.forward import inputs_fingerprint, run_teacher
 from composer_cmi.teachers.logit_cache import CacheError, CacheKey, LogitCache, open_or_build
 from composer_cmi.teachers.losses import LOSSES, DistillationLoss
 from composer_cmi.teachers.teacher import Teacher, TeacherSpec, load_teacher
-from composer_cmi.terms.ranges import Share, Temperature
+from composer_cmi.terms.ranges import Share, Temperature, Weight
 
 __all__ = [
     'LOSSES',
+    'NOT_NOTED_BEFORE',
     'DistillationArguments',
     'DistillationLoss',
     'Match',
@@ -28,6 +29,9 @@ __all__ = [
     'match_teacher',
     'stored_logits',
 ]
+
+NOT_NOTED_BEFORE = {'raise_cmi': None, 'relation': 0.0}
+"""What a state of a version that did not have them yet was trained with."""
 
 
 @dataclass(repr=False, eq=False)
@@ -49,6 +53,8 @@ class DistillationArguments:
     teacher_weights: Sequence[float] | None = None
     average: Average = 'logits'
     loss: DistillationLoss = 'kl'
+    raise_cmi: Share | None = None
+    relation: Weight = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -65,6 +71,7 @@ class DistillationArguments:
             raise ValueError(f'loss must be one of {", ".join(LOSSES)}, got {self.loss!r}.')
         if isinstance(self.teacher, (list, tuple)) and not self.teacher:
             raise ValueError('teacher is an empty list: name at least one.')
+        self._check_additions()
         weights, several = self.teacher_weights, isinstance(self.teacher, (list, tuple))
         if (weights is not None or self.average != 'logits') and not several:
             raise ValueError('teacher_weights and average are for several teachers: `teacher` must be a list of them.')
@@ -75,6 +82,30 @@ class DistillationArguments:
             raise ValueError(
                 f'teacher_weights must be {count} positive numbers, one for each teacher, got {list(weights)}.'
             )
+
+    def _check_additions(self) -> None:
+        if self.raise_cmi is not None and not 0 <= self.raise_cmi <= 1:
+            raise ValueError(f'raise_cmi, a loss of accuracy, must lie between 0 and 1, got {self.raise_cmi}.')
+        if self.raise_cmi is not None and self.cache is None:
+            raise ValueError(
+                "raise_cmi is fitted on the teacher's logits of all training rows, which only a cache has: set `cache` "
+                'to a folder, or leave raise_cmi out.'
+            )
+        if not 0 <= self.relation < math.inf:
+            raise ValueError(f'relation, a weight, must be at least 0, got {self.relation}.')
+        if self.relation and self.cache is not None:
+            raise ValueError(
+                "relation compares features, and a cache holds a teacher's logits alone: leave `cache` out, so that "
+                'the teacher runs in every step, or leave relation out.'
+            )
+        if self.relation and isinstance(self.teacher, (list, tuple)) and len(self.teacher) > 1:
+            raise ValueError(f'relation is to the features of one teacher, {len(self.teacher)} are given: name one.')
+
+    @property
+    def loss_objective(self) -> dict[str, Any]:
+        """What decides the loss, beside the teacher."""
+        names = ('alpha', 'temperature', 'loss', 'raise_cmi', 'relation')
+        return {name: getattr(self, name) for name in names}
 
     def load_teacher(self) -> Teacher | None:
         """The teacher that was asked for, averaged as was asked; None where a finished cache stands for it."""

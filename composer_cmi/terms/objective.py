@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch.distributed
-from torch.distributed import all_gather_object
+from torch.distributed import all_gather_object, broadcast_object_list
 
-__all__ = ['SCHEMA_VERSION', 'check_objective', 'require_same_on_all_ranks']
+__all__ = ['SCHEMA_VERSION', 'check_objective', 'from_first_rank', 'require_same_on_all_ranks']
 
 SCHEMA_VERSION = 1
 
@@ -67,3 +67,12 @@ def require_same_on_all_ranks(name: str, facts: Mapping[str, Any]) -> None:
                     f'{name} has another {key} on rank {rank} ({other.get(key)}) than on rank 0 ({first}): give all '
                     'ranks the same, a live module from the same seed or file.'
                 )
+
+
+def from_first_rank(value: Any) -> Any:
+    """A plain value as rank 0 has it; every rank calls it."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return value
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]

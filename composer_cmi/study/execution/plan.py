@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 import re
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from composer_cmi import registry
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.config import RunConfig, load_config
 from composer_cmi.run.outputs.folder import finished_results
 from composer_cmi.study.config import CE_ARM, StudyConfig, combinations, encode, short_names
+from composer_cmi.study.execution.plain import essence, is_plain_ce
 
 __all__ = [
     'Cell',
@@ -67,15 +65,18 @@ def _folder_name(value: Any) -> str:
 
 def plan_tuning(study: StudyConfig) -> list[Cell]:
     """The runs that choose `tune` values: every candidate, setting and tuning seed, scored on a slice of train."""
-    held_out = {**study.tuning.set, 'data.validation_fraction': study.tuning.validation_fraction}
     cells = []
     for setting, of_setting in _settings(study).items():
         for name, arm in study.arms.items():
             for number, candidate in enumerate(combinations(arm.tune) if arm.tune else ()):
-                changes = {**of_setting, **arm.set, **candidate, **held_out}
+                changes = {**of_setting, **arm.set, **candidate, **_held_out(study)}
                 place = f'tuning/{setting}/{name}/candidate{number}'
                 cells += [_cell(study, setting, name, seed, place, changes, number) for seed in study.tuning.seeds]
     return cells
+
+
+def _held_out(study: StudyConfig) -> dict[str, Any]:
+    return {**study.tuning.set, 'data.validation_fraction': study.tuning.validation_fraction}
 
 
 def plan_reported(study: StudyConfig, chosen: Chosen) -> list[Cell]:
@@ -156,12 +157,14 @@ def _next_seeds(seeds: Sequence[int], seed: int, value: str, count: str) -> list
     return [seeds[(place + each) % len(seeds)] for each in range(1, int(count) + 1)]
 
 
-def is_plain_ce(config: RunConfig) -> bool:
-    """Whether a run trains with cross-entropy alone; a regulariser of weight 0 only measures."""
-    if {'cmi_maximization', 'knowledge_distillation'} & set(config.algorithms):
-        return False
-    regulariser = config.algorithms.get('cmi_regularization')
-    return regulariser is None or regulariser.get('weight') == 0
+def _shared(study: StudyConfig, cell: Cell, known: dict[Any, RunConfig]) -> RunConfig:
+    """What all arms of a cell's setting have in common."""
+    key = cell.setting, cell.candidate is None
+    if key not in known:
+        changes = {**_settings(study)[cell.setting], **({} if cell.candidate is None else _held_out(study))}
+        needs: list[str] = []
+        known[key] = load_config(study.base, encode(_resolve(changes, study, cell.setting, cell.seed, needs)))
+    return known[key]
 
 
 def check_cells(study: StudyConfig, cells: Iterable[Cell], may_differ: Collection[str] = ()) -> None:
@@ -182,6 +185,7 @@ def check_cells(study: StudyConfig, cells: Iterable[Cell], may_differ: Collectio
     if len(by_folder) < len(cells):
         raise ConfigError(f'Two runs of the study {study.name} share one folder: two values of a grid have one name.')
     plain: dict[str, bool] = {}
+    shared: dict[Any, RunConfig] = {}
     same: dict[Hashable, Cell] = {}
     doubles: list[tuple[Cell, Cell]] = []
     others: dict[str, str] = {}
@@ -202,7 +206,7 @@ def check_cells(study: StudyConfig, cells: Iterable[Cell], may_differ: Collectio
         for needed in cell.needs:
             if needed not in by_folder:
                 raise ConfigError(f'The arm {cell.arm} needs the run {needed}, which is not part of the study.')
-        plain[cell.arm] = plain.get(cell.arm, True) and is_plain_ce(config)
+        plain[cell.arm] = plain.get(cell.arm, True) and is_plain_ce(config, _shared(study, cell, shared))
         first = same.setdefault(_essence(study, cell, config), cell)
         if first is not cell:
             doubles.append((first, cell))
@@ -215,8 +219,8 @@ def check_cells(study: StudyConfig, cells: Iterable[Cell], may_differ: Collectio
     for name, is_plain in plain.items():
         if name.split(',')[0] == CE_ARM and not is_plain:
             raise ConfigError(
-                f"The arm 'ce' must be plain cross-entropy: {study.base} or a setting adds a CMI term or a teacher; "
-                'put it into an arm.'
+                f"The arm 'ce' must be plain cross-entropy: {study.base} or a setting adds a term or a teacher, or "
+                "'ce' alone sets what shapes the loss, the labels or the rows; put it into an arm of its own."
             )
     tuned = {name: is_plain for name, is_plain in plain.items() if name in study.arms and study.arms[name].tune}
     if tuned and not any(tuned.values()):
@@ -229,21 +233,10 @@ def check_cells(study: StudyConfig, cells: Iterable[Cell], may_differ: Collectio
 
 
 def _essence(study: StudyConfig, cell: Cell, config: RunConfig) -> Hashable:
-    """Equal exactly for runs that compute the same: settings with defaults filled in, without what only measures."""
-    facts = config.resolved()
-    for key in ('output_dir', 'run_name', 'loggers', 'checkpoint'):
-        facts.pop(key, None)
-    algorithms = {}
-    for name, given in config.algorithms.items():
-        parameters = inspect.signature(registry.get_algorithm(name)).parameters.values()
-        full = {each.name: each.default for each in parameters if each.default is not each.empty} | dict(given)
-        if not (name in ('cmi_regularization', 'cmi_maximization') and full.get('weight') == 0):
-            algorithms[name] = full
-    facts['algorithms'] = algorithms
     # What a tuned arm ends with is not known before: it is the same as another arm only by the same tuning.
     arm = study.arms[cell.arm.split(',')[0]]
     tuned_by = cell.arm if arm.tune else arm.tuned_as
-    return cell.setting, cell.candidate is None, tuned_by, json.dumps(facts, sort_keys=True, default=str)
+    return cell.setting, cell.candidate is None, tuned_by, essence(config)
 
 
 def _refuse_same(first: Cell, cell: Cell) -> None:
@@ -290,4 +283,9 @@ def expanded_comparisons(study: StudyConfig, cells: Iterable[Cell]) -> list[tupl
 def names_of_tuned_ce(study: StudyConfig) -> list[str]:
     """Tuned arms that add nothing to cross-entropy: the controls that a gain is measured against."""
     first = {cell.arm: cell for cell in reversed(plan_tuning(study))}
-    return [name for name, cell in first.items() if is_plain_ce(load_config(study.base, cell.overrides))]
+    shared: dict[Any, RunConfig] = {}
+    return [
+        name
+        for name, cell in first.items()
+        if is_plain_ce(load_config(study.base, cell.overrides), _shared(study, cell, shared))
+    ]

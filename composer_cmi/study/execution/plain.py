@@ -1,0 +1,86 @@
+"""What a run computes: whether it is plain cross-entropy, a study's baseline, and whether two are the same."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from composer_cmi import registry
+from composer_cmi.run.config import ModelConfig, RunConfig
+
+__all__ = ['essence', 'is_plain_ce', 'only_measures']
+
+# How strongly an algorithm counts, by the names that arguments of terms have: where all of them are 0 it adds nothing.
+_STRENGTHS = ('weight', 'share', 'alpha', 'smoothing', 'separation', 'relation')
+
+# Of Composer's algorithms those that look for weights, or average them, whatever the loss is.
+_OF_ANY_LOSS = frozenset(
+    {'ema', 'gradient_clipping', 'layer_freezing', 'low_precision_groupnorm', 'low_precision_layernorm', 'swa'}
+)
+
+# What cross-entropy may choose for itself: which model, how fast, how long, on what machine. Any other key, dropout and
+# one that is yet to come among them, is a way to regularise: an arm that alone sets it is a method of its own.
+_FREE = frozenset(
+    {'algorithms', 'arms', 'callbacks', 'checkpoint', 'code_paths', 'fsdp', 'loggers', 'optimizer'}
+    | {'output_dir', 'peft', 'run_name', 'scheduler', 'seed'}
+    | {'train.batch_size', 'train.compile', 'train.device', 'train.eval_batch_size', 'train.eval_interval'}
+    | {'train.max_duration', 'train.microbatch_size', 'train.num_workers', 'train.precision', 'train.progress_bar'}
+    | {f'model.{key}' for key in ModelConfig.model_fields if key != 'config_overrides'}
+    | {'data.cache_dir', 'data.group_by_length', 'data.max_length'}
+)
+
+
+def only_measures(name: str, given: Mapping[str, Any]) -> bool:
+    """Whether an algorithm adds nothing to the loss: it has a weight, a share or the like, and all of them are 0."""
+    full = _full_arguments(name, given)
+    strengths = [full[key] for key in _STRENGTHS if key in full]
+    return bool(strengths) and not any(strengths)
+
+
+def is_plain_ce(config: RunConfig, shared: RunConfig | None = None) -> bool:
+    """Whether a run trains with cross-entropy alone, that of its study.
+
+    It has no term of ours or of a plugin's. Of Composer's own algorithms, and of the keys that regularise or shape
+    loss, labels or rows (`train.class_weights`, `train.label_smoothing`, `model.config_overrides`, `data.label_noise`
+    ...), it has what all arms have, or none.
+
+    Args:
+        config: Of the run.
+        shared: Of the same setting without the arm; None where nothing is shared.
+    """
+    others = {} if shared is None else shared.algorithms
+    own = {name: given for name, given in config.algorithms.items() if not only_measures(name, given)}
+    for name in own.keys() - _OF_ANY_LOSS:
+        if name in registry.algorithms or others.get(name) != own[name]:
+            return False
+    default = _shaping(RunConfig.model_construct(task=config.task, model=ModelConfig.model_construct()))
+    common = default if shared is None else _shaping(shared)
+    return all(value in (default.get(key), common.get(key)) for key, value in _shaping(config).items())
+
+
+def _shaping(config: RunConfig) -> dict[str, Any]:
+    """All values that are not free, by dotted key."""
+    flat: dict[str, Any] = {}
+    for name, value in config.model_dump(mode='json', exclude={*_FREE}).items():
+        flat |= {f'{name}.{key}': inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+    return {key: value for key, value in flat.items() if key not in _FREE}
+
+
+def essence(config: RunConfig) -> str:
+    """Equal exactly for runs that compute the same: settings with defaults filled in, without what only measures."""
+    facts = config.resolved()
+    for key in ('output_dir', 'run_name', 'loggers', 'checkpoint'):
+        facts.pop(key, None)
+    facts['algorithms'] = {
+        name: _full_arguments(name, given)
+        for name, given in config.algorithms.items()
+        if name == 'knowledge_distillation' or not only_measures(name, given)  # it reads rows without labels
+    }
+    return json.dumps(facts, sort_keys=True, default=str)
+
+
+def _full_arguments(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(registry.get_algorithm(name)).parameters.values()
+    return {each.name: each.default for each in parameters if each.default is not each.empty} | dict(given)

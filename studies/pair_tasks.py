@@ -1,0 +1,1 @@
+../composer_cmi/starters/studies/pair_tasks.py
