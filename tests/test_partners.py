@@ -196,6 +196,7 @@ def train(
 @pytest.mark.parametrize('name', PARTNERS)
 @pytest.mark.parametrize('ours', OURS)
 def test_partner(ours, name):
+    torch.compiler.reset()  # what an earlier test compiled knows nothing of this one's hooks
     partner, make = PARTNERS[name], OURS[ours]
     dropout = 0.3 if ours == 'RDrop' else 0.0  # without any it has no effect
     theirs, of_the_cut = partner.make, ours in OF_THE_CUT and name in CUTS
