@@ -8,7 +8,8 @@ what happens once a batch (the all-reduce, the new centroids, the log); the othe
 names some. The first step of a turn is not counted. A step is from after the dataloader to after BATCH_END; ratios are
 paired within a repeat, their median and quartiles over repeats. Where a machine does other things too, trust the
 columns that it cannot change, of one step: operators and host syncs (torch's profiler), and on one rank bytes and
-FLOPs. The guard of the CMI term reads the device once in 20 steps; the counted step is none of those.
+FLOPs. The guard of the CMI term reads the device once in 20 steps; the counted step is none of those. The batches of
+two kinds differ in length, and so do their bytes and FLOPs: those of the term alone are in `scaling.py`.
 """
 
 from __future__ import annotations
