@@ -4,15 +4,16 @@
 
 Short texts without labels, a handful with, a BERT of random weights (2 layers, width 32), each size in processes of its
 own. Of each stage: seconds, processor seconds with all threads, and by how many bytes a row the memory rose above what
-the process held before its first stage. `own` is anonymous memory at its highest, of all ranks together; `machine` is
-what the ranks hold together (PSS: a page that several map counts once), with the pages of mapped files, which the
-system takes back when it wants room. The exponent of a growth is the slope of log y over log x through all sizes of
-10,000 rows and more: 1 is linear.
+the process held before its first stage. `own` is anonymous memory, `machine` has the pages of mapped files too,
+which the system takes back when it wants room (PSS: of a page that several map, each counts its share). Of several
+ranks the highest of each are added up, which is more than they ever held at once. The exponent of a growth is the slope
+of log y over log x through all sizes of 10,000 rows and more: 1 is linear.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -75,8 +76,16 @@ def make_files(folder: Path, rows: int) -> None:
     tokenizer.save_pretrained(folder / 'model')
 
 
-def measure(folder: Path, rows: int, device_name: str) -> None:
-    """Be one rank: go through the stages, and write what each took."""
+class Enough(Exception):
+    """The last stage is over."""
+
+
+def measure(folder: Path, rows: int, device_name: str, last: str) -> None:
+    """Be one rank: go through the stages, and write what each took.
+
+    Raises:
+        Enough: After the last stage.
+    """
     from composer.core import Precision
     from composer.models import HuggingFaceModel
     from composer.utils import dist
@@ -92,9 +101,8 @@ def measure(folder: Path, rows: int, device_name: str) -> None:
     from composer_cmi.run.outputs.export import sample_of
     from composer_cmi.run.outputs.files import write_predictions
     from composer_cmi.run.ranks import start_device
-    from composer_cmi.teachers.forward import inputs_fingerprint, run_teacher
+    from composer_cmi.teachers.forward import inputs_fingerprint, open_or_pass, run_teacher
     from composer_cmi.teachers.logit_cache import CacheKey, LogitCache
-    from composer_cmi.teachers.pass_pieces import open_or_pass
     from composer_cmi.teachers.teacher import load_teacher
 
     device = start_device(device_name)
@@ -116,6 +124,9 @@ def measure(folder: Path, rows: int, device_name: str) -> None:
         memory.look()
         risen = [high - before for high, before in zip(memory.highest, begun_with, strict=True)]
         found[name] = [time.perf_counter() - wall, time.process_time() - used, *risen]
+        (folder / f'found{rank}.json').write_text(json.dumps(found))
+        if name == last:
+            raise Enough
 
     def encode(split: Any) -> Any:
         return tokenize(split, tokenizer, max_length=32, cache_dir=folder / 'tokens')
@@ -153,7 +164,6 @@ def measure(folder: Path, rows: int, device_name: str) -> None:
         with stage_of_one(stage, 'export', dist):
             sample_of(concatenate(data.train, data.unlabelled), answered)
             write_predictions(folder / 'predictions.csv', answered)
-    (folder / f'found{rank}.json').write_text(json.dumps(found))
     dist.barrier()
 
 
@@ -182,15 +192,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--rows', type=int, nargs='+', default=[10_000, 100_000, 1_000_000])
     parser.add_argument('--ranks', type=int, nargs='+', default=[1])
+    parser.add_argument('--last', choices=STAGES, default=STAGES[-1], help='the last stage to go through')
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--out', type=Path, default=Path(__file__).with_suffix('.csv'))
     parser.add_argument('--measure', type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure is not None:
-        measure(options.measure, options.rows[0], options.device)
+        with contextlib.suppress(Enough):
+            measure(options.measure, options.rows[0], options.device, options.last)
         return
-    from measuring import facts, table, write
+    from measuring import facts, table, write  # pyright: ignore[reportMissingImports]
 
     env = {**os.environ, 'OMP_NUM_THREADS': str(options.threads), 'TQDM_DISABLE': '1'}
     for ranks in options.ranks:
@@ -202,10 +214,11 @@ def main() -> None:
                 command = [sys.executable]
                 if ranks > 1:
                     command += ['-m', 'composer.cli.launcher', '-n', str(ranks)]
-                command += [__file__, '--measure', name, '--rows', str(rows), '--device', options.device]
+                command += [__file__, '--measure', name, '--rows', str(rows)]
+                command += ['--device', options.device, '--last', options.last]
                 subprocess.run(command, env=env, check=True)
                 found = [json.loads((folder / f'found{rank}.json').read_text()) for rank in range(ranks)]
-            for stage in STAGES:
+            for stage in STAGES[: STAGES.index(options.last) + 1]:
                 parts = [each[stage] for each in found if stage in each]
                 seconds, used, own, machine = (sum(column) for column in zip(*parts, strict=True))
                 line = {'stage': stage, 'rows': rows, 'ranks': ranks, 'seconds': round(seconds / len(parts), 3)}
@@ -218,7 +231,7 @@ def main() -> None:
 
 def shown(lines: list[dict[str, Any]]) -> Iterator[list[str]]:
     """A line a stage: what it takes at the largest size, and how its processor seconds grow."""
-    for stage in STAGES:
+    for stage in dict.fromkeys(line['stage'] for line in lines):
         own = [line for line in lines if line['stage'] == stage]
         last, millions = own[-1], own[-1]['rows'] / 1e6
         grown = [line for line in own if line['rows'] >= 10_000]

@@ -9,41 +9,32 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from composer.utils import dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import default_collate
 from transformers import BertTokenizerFast
 
-import toys
 from composer_cmi.data import encoding
 from composer_cmi.data.batches import TrainSampler
 from composer_cmi.data.encoding import tokenize
-from composer_cmi.data.own_files import Task
 from composer_cmi.data.readers import DataError
-from composer_cmi.data.rows import pieces, texts
-from composer_cmi.data.rows.machine import open_split, shared, store_split
-from composer_cmi.data.rows.texts import Texts, repr_of_all, together
+from composer_cmi.data.rows import columns, pieces
+from composer_cmi.data.rows.columns import Texts, repr_of_all, together
+from composer_cmi.data.rows.machine import open_splits, shared, store_splits
 from composer_cmi.data.source import read_unlabelled
 from composer_cmi.data.splits import Split, concatenate, fingerprint, take
 from composer_cmi.data.task_data import load_task_data
-from composer_cmi.teachers import forward, pass_pieces
-from composer_cmi.teachers.forward import run_teacher
-from composer_cmi.teachers.logit_cache import CacheKey, LogitCache
-from composer_cmi.teachers.pass_pieces import open_or_pass
-from composer_cmi.teachers.teacher import load_teacher
+from composer_cmi.data.tasks import Task
 
 ANYTHING = st.lists(st.text(st.sampled_from('ab\'"\\\n\x1e\x85é😀'), max_size=4), max_size=9)
 
 
 @pytest.fixture
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(texts, 'PIECE', 2)
-    monkeypatch.setattr(texts.Texts.pieces, '__defaults__', (2,))
+    monkeypatch.setattr(columns, 'PIECE', 2)
+    monkeypatch.setattr(columns.Texts.pieces, '__defaults__', (2,))
     monkeypatch.setattr(encoding, '_PIECE', 5)
     monkeypatch.setattr(encoding, '_CALL', 3)
-    monkeypatch.setattr(forward, '_PIECE', 8)
 
 
 def split_of(columns):
@@ -176,103 +167,42 @@ def test_the_order_of_an_epoch_is_that_of_earlier_versions():
                 assert [*sampler] == before(sampler).reshape(-1).tolist()
 
 
-# --- the teacher's pass -----------------------------------------------------------------------------------------------
-
-KEY = CacheKey(teacher='t', data='d')
-
-
-class Killed(BaseException):
-    """In place of a signal that ends the process."""
-
-
-def test_a_killed_pass_goes_on_and_ends_as_one_that_was_not(tmp_path, small_pieces):
-    data = toys.Sentences(37)
-    teacher = load_teacher(toys.tiny_bert(seed=3).model)
-    expected = run_teacher(teacher, data, default_collate, batch_size=4)
-    calls, stop = [], 5
-
-    def collate(rows):
-        calls.append(len(rows))
-        if len(calls) == stop:
-            raise Killed
-        return default_collate(rows)
-
-    def open_table(size=4):
-        def run(kept):
-            return run_teacher(teacher, data, collate, batch_size=size, kept=kept)
-
-        return open_or_pass(tmp_path, KEY, run, batch_size=size, label_names=None)
-
-    with pytest.raises(Killed):
-        open_table()
-    left = sorted(path.name for path in (tmp_path / f'{KEY.digest()}.pass').glob('*.safetensors'))
-    assert left == ['4-000000.safetensors', '4-000001.safetensors']  # 16 rows are done, the fifth batch is lost
-    whole = (tmp_path / f'{KEY.digest()}.pass' / left[0]).read_bytes()
-    (tmp_path / f'{KEY.digest()}.pass' / left[0]).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    calls.clear()
-    stop = 0
-    table = open_table()
-    assert sum(calls) == 37 - 8  # the damaged piece is made again, the other is not
-    assert torch.equal(table.example_ids, expected[0]) and torch.equal(table.logits, expected[1])
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == ['.lock', '.safetensors']
-    calls.clear()
-    assert torch.equal(open_table().logits, expected[1]) and not calls
-
-
-def test_pieces_of_other_batches_or_rows_are_not_taken(tmp_path):
-    ids, logits = torch.tensor([5, 3, 9]), torch.randn(3, 2)
-    kept = pass_pieces.PiecesOfPass(tmp_path, KEY, 4)
-    kept.write(0, ids, logits)
-    found = kept.read(0, ids.flip(0))
-    assert found is not None and torch.equal(found, logits.flip(0))
-    assert kept.read(0, ids + 1) is None and kept.read(1, ids) is None
-    assert pass_pieces.PiecesOfPass(tmp_path, KEY, 8).read(0, ids) is None
-    assert pass_pieces.PiecesOfPass(tmp_path, CacheKey('u', 'd'), 4).read(0, ids) is None
-
-
-def test_the_bar_says_how_many_rows_are_done_and_how_long_it_takes(capsys, monkeypatch):
-    monkeypatch.setattr(pass_pieces, '_SOON', 0.0)
-    with pass_pieces.rows_bar('Teacher x') as progress:
-        progress(50, 200)
-        progress(200, 200)
-    told = capsys.readouterr().err
-    assert 'Teacher x' in told and '200/200' in told and 'row/s' in told
-    with pass_pieces.rows_bar('Teacher x', shown=False) as progress:
-        assert progress is None
-
-
-def test_columns_in_another_order_are_no_copy():
-    cache = LogitCache(torch.arange(3), torch.arange(9.0).view(3, 3), key=KEY, label_names=['a', 'b', 'c'])
-    other = cache.reordered([2, 0, 1]).reordered([1, 0, 2])
-    assert other._logits is cache._logits and other.label_names == ('a', 'c', 'b')
-    assert other.logits.tolist() == other.lookup(torch.arange(3)).tolist() == [[0, 2, 1], [3, 5, 4], [6, 8, 7]]
-
-
 # --- one copy a machine -----------------------------------------------------------------------------------------------
 
 
-def test_a_stored_split_is_the_split(tmp_path):
-    split = concatenate(take(split_of([['a', 'é'], ['', 'b']]), [1, 0]), split_of([['c'], ['d']]))
-    store_split(split, tmp_path / 'x')
-    found = open_split(tmp_path / 'x')
-    assert found.texts == split.texts and fingerprint(found) == fingerprint(split)
-    assert isinstance(found.labels, np.memmap) and isinstance(found.example_ids, np.memmap)
+def mapped(numbers):
+    """What an array is a part of."""
+    return numbers.base.base
+
+
+def test_stored_splits_are_the_splits_and_follow_each_other(tmp_path):
+    first, second = take(split_of([['a', 'é'], ['', 'b']]), [1, 0]), split_of([['c'], ['d']])
+    store_splits([first, second], tmp_path)
+    found = open_splits(tmp_path)
+    for split, opened in zip((first, second), found, strict=True):
+        assert opened.texts == split.texts and fingerprint(opened) == fingerprint(split)
+    both = concatenate(*found)
+    assert fingerprint(both) == fingerprint(concatenate(first, second))
+    assert both.labels.base is found[0].labels.base and isinstance(mapped(both.labels), np.memmap)
+    reverse = concatenate(*found[::-1])
+    assert reverse.example_ids.tolist() == [*second.example_ids, *first.example_ids]
 
 
 @pytest.mark.world_size(2)
 def test_two_ranks_read_the_same_mapped_rows(shared_tmp_path):
-    file, read = shared_tmp_path / 'train.csv', []
+    train, read = shared_tmp_path / 'train.csv', []
     if dist.get_local_rank() == 0:
-        file.write_text('text,label\n' + ''.join(f'row {i},{"ab"[i % 2]}\n' for i in range(50)))
+        train.write_text('text,label\n' + ''.join(f'row {i},{"ab"[i % 2]}\n' for i in range(50)))
         (shared_tmp_path / 'more.txt').write_text('one\ntwo\n')
     dist.barrier()
-    section = SimpleNamespace(path=str(file), unlabelled=str(shared_tmp_path / 'more.txt'))
+    section = SimpleNamespace(path=str(train), unlabelled=str(shared_tmp_path / 'more.txt'))
 
     def load():
         read.append(1)
         return load_task_data('custom', section)
 
     data = shared(load)
+    assert data.unlabelled is not None
     assert len(read) == (dist.get_local_rank() == 0)
     alone = load_task_data('custom', section)
     assert (
@@ -280,8 +210,10 @@ def test_two_ranks_read_the_same_mapped_rows(shared_tmp_path):
         == alone.fingerprint
         == fingerprint(alone.task.name, alone.label_names, data.train, data.unlabelled, *data.eval_splits.values())
     )
-    assert isinstance(data.train.labels, np.memmap) and data.label_names == ('a', 'b')
-    seen = dist.all_gather_object((data.train.labels.filename, data.unlabelled.texts[0][:]))
+    numbers = concatenate(data.train, data.unlabelled).example_ids
+    file = mapped(numbers)
+    assert isinstance(file, np.memmap) and data.label_names == ('a', 'b')
+    seen = dist.all_gather_object((file.filename, data.unlabelled.texts[0][:]))
     assert seen[0] == seen[1]
     section.path = str(shared_tmp_path / 'nowhere.csv')
     with pytest.raises(FileNotFoundError, match='nowhere'):

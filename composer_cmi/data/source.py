@@ -23,8 +23,8 @@ from composer_cmi.data.readers import (
     read_table,
     table_from_dataset,
 )
+from composer_cmi.data.rows.columns import Texts, together
 from composer_cmi.data.rows.pieces import MOST_FAULTS, read_pieces
-from composer_cmi.data.rows.texts import Texts, together
 from composer_cmi.data.splits import UNLABELLED, Split
 from composer_cmi.data.tasks import FileLayout, Task
 from composer_cmi.registry import get_task

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from composer_cmi.class_names import clean
-from composer_cmi.data.rows.texts import Texts, all_in_one, joined, repr_of_all, together
+from composer_cmi.data.rows.columns import Texts, all_in_one, joined, repr_of_all, together
 
 __all__ = [
     'UNLABELLED',
@@ -88,8 +88,22 @@ def concatenate(first: Split, second: Split | None) -> Split:
     if second is None:
         return first
     texts = [together(columns) for columns in zip(first.texts, second.texts, strict=True)]
-    labels = np.concatenate([first.labels, second.labels])
-    return Split(texts, labels, np.concatenate([first.example_ids, second.example_ids]))
+    return Split(texts, _append(first.labels, second.labels), _append(first.example_ids, second.example_ids))
+
+
+def _append(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Both, without a copy where they follow each other in memory, as in a file that the ranks of a machine map."""
+    base = first.base
+    if (
+        isinstance(base, np.ndarray)
+        and base is second.base
+        and base.dtype == first.dtype == second.dtype
+        and all(array.ndim == 1 and array.flags.c_contiguous for array in (base, first, second))
+        and first.ctypes.data + first.nbytes == second.ctypes.data
+    ):
+        start = (first.ctypes.data - base.ctypes.data) // base.itemsize
+        return base[start : start + len(first) + len(second)]
+    return np.concatenate([first, second])
 
 
 def without_labels(split: Split) -> Split:

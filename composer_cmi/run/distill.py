@@ -22,9 +22,8 @@ from composer_cmi.data.task_data import TaskData, concatenate, tokenize
 from composer_cmi.run.outputs.results import load_results
 from composer_cmi.teachers.by_text import of_rows
 from composer_cmi.teachers.compatibility import check_numbers, label_order
-from composer_cmi.teachers.forward import inputs_fingerprint, run_teacher
+from composer_cmi.teachers.forward import PiecesOfPass, inputs_fingerprint, open_or_pass, rows_bar, run_teacher
 from composer_cmi.teachers.logit_cache import CacheKey, LogitCache
-from composer_cmi.teachers.pass_pieces import PiecesOfPass, open_or_pass, rows_bar
 from composer_cmi.teachers.pretrained import check_fit
 from composer_cmi.teachers.teacher import Teacher
 

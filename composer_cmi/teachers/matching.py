@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from composer_cmi.teachers.average import Average
 from composer_cmi.teachers.compatibility import check_numbers, label_names_of, label_order, num_labels_of
-from composer_cmi.teachers.forward import inputs_fingerprint, run_teacher
+from composer_cmi.teachers.forward import PiecesOfPass, inputs_fingerprint, open_or_pass, run_teacher
 from composer_cmi.teachers.logit_cache import CacheError, CacheKey, LogitCache
 from composer_cmi.teachers.losses import LOSSES, DistillationLoss
-from composer_cmi.teachers.pass_pieces import PiecesOfPass, open_or_pass
 from composer_cmi.teachers.teacher import Teacher, TeacherSpec, load_teacher
 from composer_cmi.terms.ranges import Share, Temperature
 

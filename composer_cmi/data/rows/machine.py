@@ -8,7 +8,7 @@ import pickle
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -18,13 +18,13 @@ import numpy as np
 from composer.utils import dist
 from filelock import FileLock
 
-from composer_cmi.data.rows.texts import Texts
+from composer_cmi.data.rows.columns import Texts
 from composer_cmi.data.splits import Split
 
-__all__ = ['open_split', 'shared', 'store_split', 'taking_turns']
+__all__ = ['open_splits', 'shared', 'store_splits', 'taking_turns']
 
 T = TypeVar('T')
-_LABELS, _IDS, _TEXTS = 'labels.npy', 'example_ids.npy', 'texts.arrow'
+_LABELS, _IDS, _TEXTS = 'labels.npy', 'example_ids.npy', 'texts{}.arrow'
 
 
 @contextmanager
@@ -96,50 +96,56 @@ def _scratch() -> Path:
 
 def _store(data: Any, place: Path) -> None:
     place.mkdir()
-    count = iter(range(10**9))
+    splits: list[Split] = []
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, obj: Any) -> Any:
             if not isinstance(obj, Split):
                 return None
-            name = str(next(count))
-            store_split(obj, place / name)
-            return name
+            splits.append(obj)
+            return len(splits) - 1
 
     with (place / 'aside').open('wb') as file:
         # How the rows were loaded is not needed any more, and a function of a user's may not be picklable.
         Pickler(file).dump(dataclasses.replace(data, task=dataclasses.replace(data.task, load=None)))
+    store_splits(splits, place)
     (place / 'aside').rename(place / 'all')
 
 
 def _open(place: Path) -> Any:
+    splits = open_splits(place)
+
     class Unpickler(pickle.Unpickler):
         def persistent_load(self, pid: Any) -> Any:
-            return open_split(place / pid)
+            return splits[pid]
 
     with (place / 'all').open('rb') as file:
         return Unpickler(file).load()
 
 
-def store_split(split: Split, folder: Path) -> None:
-    """Write a split's columns into a new folder."""
+def store_splits(splits: Sequence[Split], folder: Path) -> None:
+    """Write the columns of splits into a folder: numbers of all one after the other, texts in a file each."""
     import pyarrow as pa
 
-    folder.mkdir()
-    np.save(folder / _LABELS, split.labels)
-    np.save(folder / _IDS, split.example_ids)
-    names = [str(place) for place in range(len(split.texts))]
-    table = pa.table([column.array for column in split.texts], names=names)
-    with pa.ipc.new_stream(str(folder / _TEXTS), table.schema) as writer:
-        writer.write_table(table)
+    np.save(folder / _LABELS, np.concatenate([split.labels for split in splits]))
+    np.save(folder / _IDS, np.concatenate([split.example_ids for split in splits]))
+    for place, split in enumerate(splits):
+        names = [str(column) for column in range(len(split.texts))]
+        table = pa.table([column.array for column in split.texts], names=names)
+        with pa.ipc.new_stream(str(folder / _TEXTS.format(place)), table.schema) as writer:
+            writer.write_table(table)
 
 
-def open_split(folder: Path) -> Split:
-    """Map what `store_split` wrote; it may be deleted then."""
+def open_splits(folder: Path) -> list[Split]:
+    """Map what `store_splits` wrote; it may be deleted then."""
     import pyarrow as pa
 
-    with pa.memory_map(str(folder / _TEXTS)) as file:
-        table = pa.ipc.open_stream(file.read_buffer()).read_all()
     # Copied on write: nothing is written, but torch warns of arrays that cannot be.
-    labels, ids = (np.load(folder / name, mmap_mode='c') for name in (_LABELS, _IDS))
-    return Split([Texts(column) for column in table.columns], labels, ids)
+    labels, ids = (np.load(folder / name, mmap_mode='c').view(np.ndarray) for name in (_LABELS, _IDS))
+    splits, start = [], 0
+    for place in range(len([*folder.glob(_TEXTS.format('*'))])):
+        with pa.memory_map(str(folder / _TEXTS.format(place))) as file:
+            table = pa.ipc.open_stream(file.read_buffer()).read_all()
+        rows = slice(start, start := start + table.num_rows)
+        splits.append(Split([Texts(column) for column in table.columns], labels[rows], ids[rows]))
+    return splits
