@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from composer_cmi.data.readers import DataError, read_lines, read_table
-from composer_cmi.exchange.pieces import read_pieces
+from composer_cmi.data.rows.pieces import read_pieces
 
 CELLS = st.text(
     st.sampled_from('ab "\',;\t|\n\x85\u2028é$=') | st.characters(codec='utf-8', exclude_characters='\r\x00'),

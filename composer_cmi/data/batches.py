@@ -65,19 +65,29 @@ class TrainSampler(DistributedSampler[int]):
         self.total_size = self.num_batches * batch_size
         self.num_samples = self.total_size // world
 
+    def _batches(self) -> Iterator[np.ndarray]:
+        # One group at a time is in order of length: of the epoch, only the order of its rows is in memory.
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = np.arange(len(self.lengths), dtype=np.int32 if len(self.lengths) < 2**31 else np.int64)
+        rng.shuffle(order)  # what rng.permutation makes of it, in half the memory
+        per_group = _BATCHES_PER_GROUP if self.group_by_length else 1
+        numbers = rng.permutation(self.num_batches) if self.group_by_length else range(self.num_batches)
+        size = per_group * self.batch_size
+        for number in numbers:
+            start = number // per_group * size
+            group = order.take(np.arange(start, min(start + size, self.total_size)), mode='wrap').astype(np.int64)
+            if self.group_by_length:
+                group = group[np.argsort(self.lengths[group], kind='stable')]
+            first = number % per_group * self.batch_size
+            yield group[first : first + self.batch_size]
+
     def global_batches(self) -> np.ndarray:
         """This epoch's batches of all ranks, row numbers int64 [batches, batch_size]."""
-        rng = np.random.default_rng([self.seed, self.epoch])
-        order = np.resize(rng.permutation(len(self.lengths)), self.total_size)
-        if self.group_by_length:
-            size = _BATCHES_PER_GROUP * self.batch_size
-            groups = [order[start : start + size] for start in range(0, len(order), size)]
-            order = np.concatenate([group[np.argsort(self.lengths[group], kind='stable')] for group in groups])
-        batches = order.reshape(self.num_batches, self.batch_size)
-        return batches[rng.permutation(self.num_batches)] if self.group_by_length else batches
+        return np.stack([*self._batches()])
 
     def __iter__(self) -> Iterator[int]:
-        yield from self.global_batches()[:, self.rank :: self.num_replicas].reshape(-1).tolist()
+        for batch in self._batches():
+            yield from batch[self.rank :: self.num_replicas].tolist()
 
 
 class EvalSampler(DistributedSampler[int]):
@@ -94,8 +104,8 @@ class EvalSampler(DistributedSampler[int]):
         self.order = np.argsort(lengths, kind='stable')
 
     def __iter__(self) -> Iterator[int]:
-        padded = np.resize(self.order, self.total_size)
-        yield from padded[self.rank :: self.num_replicas].tolist()
+        for place in range(self.rank, self.total_size, self.num_replicas):
+            yield int(self.order[place % len(self.order)])
 
 
 class Collator:

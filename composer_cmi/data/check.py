@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,12 +91,13 @@ def check_data(data: str | Path, *, model: str | None = None, max_length: int = 
         return Findings(faults=str(error).split('\n'), max_length=max_length)
     tokenizer = _tokenizer(model)
     splits = _splits(found)
+    again = {name: _repeated_and_conflicting(split) for name, split in splits.items()}
     return Findings(
         found,
         [],
         {name: _lengths(split, tokenizer, max_length) for name, split in splits.items()},
-        {name: len(split) - len(set(split.text_keys())) for name, split in splits.items()},
-        {name: _conflicting(split) for name, split in splits.items()},
+        {name: repeated for name, (repeated, _) in again.items()},
+        {name: conflicting for name, (_, conflicting) in again.items()},
         max_length,
     )
 
@@ -120,13 +120,16 @@ def _tokenizer(model: str | None) -> Any:
 
 
 def _lengths(split: Split, tokenizer: Any, max_length: int) -> Lengths:
-    rows = list(zip(*split.texts, strict=True))
-    characters = np.array([sum(map(len, row)) for row in rows])
-    words = np.array([sum(len(text.split()) for text in row) for row in rows])
+    count = len(split)
+    characters = np.fromiter((sum(map(len, row)) for row in split.rows()), dtype=np.int64, count=count)
+    words = np.fromiter((sum(len(text.split()) for text in row) for row in split.rows()), dtype=np.int64, count=count)
     tokens = None
     if tokenizer is not None:
-        encoded = tokenizer(*map(list, split.texts), return_attention_mask=False, verbose=False)
-        tokens = np.array([len(ids) for ids in encoded['input_ids']])
+        parts = []
+        for texts in zip(*(column.pieces() for column in split.texts), strict=True):
+            encoded = tokenizer(*texts, return_attention_mask=False, verbose=False)
+            parts.append([len(ids) for ids in encoded['input_ids']])
+        tokens = np.concatenate(parts)
     cut = int(((words if tokens is None else tokens) > max_length).sum())
     return Lengths(_three(characters), _three(words), None if tokens is None else _three(tokens), cut)
 
@@ -136,10 +139,12 @@ def _three(values: np.ndarray) -> tuple[int, int, int]:
     return int(middle), int(high), int(values.max())
 
 
-def _conflicting(split: Split) -> int:
-    pairs = set(zip(split.text_keys(), split.labels.tolist(), strict=True))
-    counts = Counter(key for key, label in pairs if label != UNLABELLED)
-    return sum(count > 1 for count in counts.values())
+def _repeated_and_conflicting(split: Split) -> tuple[int, int]:
+    """Rows that repeat an earlier one, and texts under more than one class."""
+    keys, which = np.unique(split.text_hashes(), return_inverse=True)
+    labelled = split.labels != UNLABELLED
+    pairs = np.unique(np.stack([which[labelled], split.labels[labelled]]), axis=1)
+    return len(split) - len(keys), int((np.bincount(pairs[0]) > 1).sum())
 
 
 def render(findings: Findings, console: Console) -> None:

@@ -1,29 +1,28 @@
-"""Tokenised rows in a few flat arrays, kept on disk between runs."""
+"""Tokenised rows in flat arrays, kept on disk between runs and mapped into memory by all ranks of a machine."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from composer.utils import dist
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from torch.utils.data import Dataset
 
 from composer_cmi.data.readers import DataError
+from composer_cmi.data.rows.machine import taking_turns
+from composer_cmi.data.rows.token_file import Pieces, open_tokens, write_tokens
 from composer_cmi.data.splits import Split, fingerprint
 
 __all__ = ['EncodedSplit', 'default_cache_dir', 'tokenize', 'tokenizer_fingerprint']
 
-_VERSION = 2  # of the file format; part of the key
-_CHUNK = 10_000  # rows per call of the tokenizer: enough for its threads, little enough for memory
+_VERSION = 2  # of what tokens are, not of a file's layout: part of the key, and so of the keys of stored logits
+_PIECE = 16_384  # rows of a piece of the file
+_CALL = 1_024  # rows of a call of the tokenizer: enough for its threads, few enough to keep Python's garbage small
 
 
 class EncodedSplit(Dataset[dict[str, Any]]):
@@ -35,33 +34,36 @@ class EncodedSplit(Dataset[dict[str, Any]]):
     Attributes:
         labels: Class indices, -100 where there is none, int64 [N].
         example_ids: Row numbers in the source file, int64 [N].
-        lengths: Tokens per row, int64 [N].
+        lengths: Tokens per row, int32 [N].
         fingerprint: A hash of texts, tokenizer and maximum length.
     """
 
-    def __init__(self, split: Split, tokens: dict[str, np.ndarray], fingerprint: str) -> None:
+    def __init__(self, split: Split, tokens: Pieces, fingerprint: str) -> None:
         self.labels = split.labels
         self.example_ids = split.example_ids
-        self.lengths = tokens['lengths']
         self.fingerprint = fingerprint
-        self._tokens = {key: value for key, value in tokens.items() if key != 'lengths'}
-        self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        self._tokens = tokens
+        self._first = np.cumsum([0, *(piece.rows for piece in tokens)])  # row of each piece
+        lengths = [np.diff(piece.starts).astype(np.int32) for piece in tokens]
+        self.lengths = np.concatenate([np.zeros(0, dtype=np.int32), *lengths])
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        span = slice(self._starts[index], self._starts[index + 1])
-        row: dict[str, Any] = {key: values[span] for key, values in self._tokens.items()}
-        return row | {'labels': int(self.labels[index]), 'example_id': int(self.example_ids[index])}
+        place = int(np.searchsorted(self._first, index, side='right')) - 1
+        piece, row = self._tokens[place], index - self._first[place]
+        span = slice(piece.starts[row], piece.starts[row + 1])
+        found: dict[str, Any] = {key: values[span] for key, values in piece.values.items()}
+        return found | {'labels': int(self.labels[index]), 'example_id': int(self.example_ids[index])}
 
 
 def tokenize(split: Split, tokenizer: Any, *, max_length: int, cache_dir: str | Path | None = None) -> EncodedSplit:
-    """Tokenise a split, or read it from the cache where the same texts were tokenised before.
+    """Tokenise a split, or map it from the cache where the same texts were tokenised before.
 
     The cache's file name is a hash of the texts, the tokenizer and the length, so a stale file cannot be read;
-    a damaged one, by its digest, is built anew with a warning. Labels are not in it. Local rank 0 builds, the other
-    ranks wait and read.
+    a damaged one, by its digest, is built anew with a warning. Labels are not in it. Of the ranks of a machine one
+    builds, a piece at a time with all cores, and the others wait for its file.
 
     Args:
         split: The rows.
@@ -72,17 +74,17 @@ def tokenize(split: Split, tokenizer: Any, *, max_length: int, cache_dir: str | 
     Raises:
         DataError: A row has no tokens.
     """
-    key = fingerprint('\x1e'.join(split.joined()), tokenizer_fingerprint(tokenizer), str((max_length, _VERSION)))
-    path = Path(cache_dir or default_cache_dir()) / f'{key}.safetensors'
-    with _local_rank_zero_first():
-        tokens = _load(path)
+    key = fingerprint(split.joined(), tokenizer_fingerprint(tokenizer), str((max_length, _VERSION)))
+    path = Path(cache_dir or default_cache_dir()) / f'{key}.arrow'
+    with taking_turns():
+        tokens = open_tokens(path)
         if tokens is None:
-            tokens = _encode(split, tokenizer, max_length)
-            _save(path, tokens)
-    if len(split) and int(tokens['lengths'].min()) == 0:
-        row = int(tokens['lengths'].argmin())
+            tokens = write_tokens(path, lambda: _encode(split, tokenizer, max_length))
+    encoded = EncodedSplit(split, tokens, key)
+    if len(split) and int(encoded.lengths.min()) == 0:
+        row = int(encoded.lengths.argmin())
         raise DataError(f'Example {split.example_ids[row]}: the tokenizer makes no token of {split.joined()[row]!r}.')
-    return EncodedSplit(split, tokens, key)
+    return encoded
 
 
 def default_cache_dir() -> Path:
@@ -105,63 +107,16 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps([state, names], sort_keys=True).encode()).hexdigest()[:16]
 
 
-@contextmanager
-def _local_rank_zero_first() -> Iterator[None]:
-    if dist.get_world_size() > 1 and not dist.is_initialized():
-        yield  # files are renamed into place: building twice costs time, not correctness
-        return
-    with dist.run_local_rank_zero_first():
-        yield
-
-
-def _encode(split: Split, tokenizer: Any, max_length: int) -> dict[str, np.ndarray]:
+def _encode(split: Split, tokenizer: Any, max_length: int) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Of each piece the tokens per row, and the tokens, one row after the other."""
     keys = [key for key in ('input_ids', 'token_type_ids') if key in ('input_ids', *tokenizer.model_input_names)]
-    parts: dict[str, list[np.ndarray]] = {key: [np.zeros(0, dtype=np.int32)] for key in keys}
-    lengths: list[int] = []
-    for start in range(0, len(split), _CHUNK):
-        texts = [column[start : start + _CHUNK] for column in split.texts]
-        encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
-        lengths += [len(ids) for ids in encoded['input_ids']]
-        for key in keys:
-            parts[key].append(np.concatenate([np.asarray(ids, dtype=np.int32) for ids in encoded[key]]))
-    tokens = {key: np.concatenate(values) for key, values in parts.items()}
-    return tokens | {'lengths': np.array(lengths, dtype=np.int64)}
-
-
-def _digest(name: str, tokens: dict[str, np.ndarray]) -> str:
-    digest = hashlib.blake2b(name.encode(), digest_size=16)
-    for key, values in sorted(tokens.items()):
-        digest.update(f'{key} {values.dtype.str} {values.shape} '.encode())
-        digest.update(np.ascontiguousarray(values).data)
-    return digest.hexdigest()
-
-
-def _load(path: Path) -> dict[str, np.ndarray] | None:
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, 'numpy') as file:
-            tokens = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no mapping
-            whole = (file.metadata() or {}).get('digest') == _digest(path.name, tokens)
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError):
-        whole, tokens = False, {}
-    if not whole:
-        warnings.warn(f'The tokens in {path} are damaged: they are made anew.')
-    return tokens if whole else None
-
-
-def _save(path: Path, tokens: dict[str, np.ndarray]) -> None:
-    # Written aside and renamed: a reader never sees half a file, and two writers leave one whole file.
-    aside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f'.{path.name}.*.tmp'):
-            left.unlink(missing_ok=True)  # of a process that was killed; one at work loses the cache, not its tokens
-        try:
-            save_file(tokens, aside, {'digest': _digest(path.name, tokens)})
-            os.chmod(aside, path.parent.stat().st_mode & 0o666)  # safetensors lets its owner only read it
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
-    except (OSError, SafetensorError):
-        return  # a cache that cannot be written (read-only, full disk) only costs time
+    for texts in zip(*(column.pieces(_PIECE) for column in split.texts), strict=True):
+        lengths: list[int] = []
+        parts: dict[str, list[np.ndarray]] = {key: [] for key in keys}
+        for start in range(0, len(texts[0]), _CALL):
+            some = [column[start : start + _CALL] for column in texts]
+            encoded = tokenizer(*some, truncation=True, max_length=max_length, return_attention_mask=False)
+            lengths += [len(ids) for ids in encoded['input_ids']]
+            for key in keys:
+                parts[key].append(np.fromiter(chain.from_iterable(encoded[key]), dtype=np.int32))
+        yield np.array(lengths), {key: np.concatenate(values) for key, values in parts.items()}

@@ -9,19 +9,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from composer_cmi.data.delimited import Fault
 from composer_cmi.data.glue import GLUE_TASKS
-from composer_cmi.data.labels import respelled, to_split
+from composer_cmi.data.labels import respelled, texts_of, to_split
 from composer_cmi.data.own_files import find_file, is_datasets_folder, listing, read_own_files
 from composer_cmi.data.readers import (
     DataError,
     Table,
     in_one_go,
     read_datasets_folder,
-    read_lines,
     read_table,
     table_from_dataset,
 )
-from composer_cmi.data.splits import Split
+from composer_cmi.data.rows.columns import Texts, together
+from composer_cmi.data.rows.pieces import MOST_FAULTS, read_pieces
+from composer_cmi.data.splits import UNLABELLED, Split
 from composer_cmi.data.tasks import FileLayout, Task
 from composer_cmi.registry import get_task
 
@@ -91,9 +95,29 @@ def read_unlabelled(task: Task, path: str | Path, first_id: int) -> Split:
         first_id: Example id of the first row: ids go on where train's end.
     """
     suffixes = [suffix.lower() for suffix in Path(path).suffixes if suffix.lower() != '.gz']
-    if suffixes[-1:] == ['.txt'] and len(task.text_columns) == 1:
-        return to_split(read_lines(path), ('text',), None, first_id=first_id)
-    table = read_table(path, keep_faults=True)
+    plain, pairs = suffixes[-1:] == ['.txt'], len(task.text_columns) > 1
+    # Of a pair, a .txt file holds the columns between tabs.
+    tables = [read_table(path, keep_faults=True)] if plain and pairs else read_pieces(path)
+    columns: tuple[str, ...] = ('text',) if plain and not pairs else ()
+    faults: list[Fault] = []
+    parts: list[tuple[Texts, ...]] = []
+    table: Table | None = None
+    for table in tables:
+        columns = columns or _unlabelled_columns(task, table)
+        faults += table.faults
+        # A key that no row of a piece has is missing in each of them.
+        values = {name: table.columns.get(name, [None] * len(table)) for name in columns}
+        parts.append(tuple(Texts(texts_of(table, name, values[name], False, faults)) for name in columns))
+        if len(faults) > MOST_FAULTS:
+            break
+    if table is not None and faults:
+        raise table.error(faults)
+    texts = [together(column) for column in zip(*parts, strict=True)]
+    count = len(texts[0])
+    return Split(texts, np.full(count, UNLABELLED, dtype=np.int64), first_id + np.arange(count, dtype=np.int64))
+
+
+def _unlabelled_columns(task: Task, table: Table) -> tuple[str, ...]:
     columns = _text_columns(task, table)
     if missing := [name for name in columns if name not in table.columns]:
         found = ', '.join(repr(name[:40]) for name in list(table.columns)[:12])
@@ -101,7 +125,7 @@ def read_unlabelled(task: Task, path: str | Path, first_id: int) -> Split:
             f'{table.source}: there is no column {missing[0]!r}, the columns are {found}; data.unlabelled wants '
             f"train's text under the same name, {' and '.join(columns)}."
         )
-    return to_split(table, columns, None, first_id=first_id)
+    return columns
 
 
 def _known_split(task: Task, table: Table, labelled: bool) -> Split:

@@ -7,12 +7,13 @@ must see the same rows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from composer_cmi.class_names import clean
+from composer_cmi.data.rows.columns import Texts, all_in_one, joined, repr_of_all, together
 
 __all__ = [
     'UNLABELLED',
@@ -31,38 +32,54 @@ __all__ = [
 UNLABELLED = -100  # what torch's cross entropy ignores
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Split:
     """Rows of one split, as text.
 
     Attributes:
-        texts: One list of N strings per text column (one for sentences, two for pairs).
+        texts: N texts per text column (one for sentences, two for pairs); lists of strings become `Texts`.
         labels: Class indices, int64 [N]; -100 where a row has no label.
         example_ids: Row numbers in the split's source file, int64 [N]; they stay with a row when rows are
             dropped or shuffled.
+
+    Raises:
+        DataError: One of the texts is none.
     """
 
-    texts: tuple[list[str], ...]
+    texts: tuple[Texts, ...]
     labels: np.ndarray
     example_ids: np.ndarray
+
+    def __init__(self, texts: Sequence[Iterable[str]], labels: np.ndarray, example_ids: np.ndarray) -> None:
+        columns = tuple(column if isinstance(column, Texts) else Texts(column) for column in texts)
+        for name, value in (('texts', columns), ('labels', labels), ('example_ids', example_ids)):
+            object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def joined(self) -> list[str]:
-        """Each row's text columns in one string: equal exactly for equal texts."""
-        return ['\x1f'.join(row) for row in zip(*self.texts, strict=True)]
+    def rows(self) -> Iterator[tuple[str, ...]]:
+        """Each row's text columns."""
+        return zip(*self.texts, strict=True)
 
-    def text_keys(self) -> list[str]:
+    def joined(self) -> Texts:
+        """Each row's text columns in one string: equal exactly for equal texts."""
+        return joined(self.texts)
+
+    def text_keys(self) -> Iterator[str]:
         """Each row's text in one string that is equal too where letter case, spaces or the columns' order differ."""
-        columns = [[clean(text).casefold() for text in column] for column in self.texts]
-        return ['\x1f'.join(sorted(row)) for row in zip(*columns, strict=True)]
+        return ('\x1f'.join(sorted(clean(text).casefold() for text in row)) for row in self.rows())
+
+    def text_hashes(self) -> np.ndarray:
+        """A hash of 16 bytes of each row's key, [N] of type S16: 50 times less than a set of the keys takes."""
+        digests = (hashlib.blake2b(key.encode(), digest_size=16).digest() for key in self.text_keys())
+        return np.fromiter(digests, dtype='S16', count=len(self))
 
 
 def take(split: Split, rows: np.ndarray | Sequence[int]) -> Split:
     """The given rows in the given order, with their example ids."""
     index = np.asarray(rows, dtype=np.int64)
-    texts = tuple([column[i] for i in index] for column in split.texts)
+    texts = tuple(column.take(index) for column in split.texts)
     return Split(texts, split.labels[index], split.example_ids[index])
 
 
@@ -70,9 +87,23 @@ def concatenate(first: Split, second: Split | None) -> Split:
     """Both splits' rows in one, e.g. labelled rows and unlabelled transfer rows for distillation."""
     if second is None:
         return first
-    texts = tuple(a + b for a, b in zip(first.texts, second.texts, strict=True))
-    labels = np.concatenate([first.labels, second.labels])
-    return Split(texts, labels, np.concatenate([first.example_ids, second.example_ids]))
+    texts = [together(columns) for columns in zip(first.texts, second.texts, strict=True)]
+    return Split(texts, _append(first.labels, second.labels), _append(first.example_ids, second.example_ids))
+
+
+def _append(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Both, without a copy where they follow each other in memory, as in a file that the ranks of a machine map."""
+    base = first.base
+    if (
+        isinstance(base, np.ndarray)
+        and base is second.base
+        and base.dtype == first.dtype == second.dtype
+        and all(array.ndim == 1 and array.flags.c_contiguous for array in (base, first, second))
+        and first.ctypes.data + first.nbytes == second.ctypes.data
+    ):
+        start = (first.ctypes.data - base.ctypes.data) // base.itemsize
+        return base[start : start + len(first) + len(second)]
+    return np.concatenate([first, second])
 
 
 def without_labels(split: Split) -> Split:
@@ -94,7 +125,7 @@ def hashed_share(split: Split, fraction: float, salt: str = '') -> np.ndarray:
     does not change when other rows are added or removed.
     """
     digests = (hashlib.sha256(f'{salt}\x1e{key}'.encode()).digest()[:8] for key in split.joined())
-    values = np.array([int.from_bytes(digest, 'big') for digest in digests], dtype=np.uint64)
+    values = np.fromiter((int.from_bytes(digest, 'big') for digest in digests), dtype=np.uint64, count=len(split))
     return values < np.uint64(int(fraction * 2**63) * 2)
 
 
@@ -137,14 +168,17 @@ def add_label_noise(split: Split, share: float, num_classes: int, seed: int) -> 
     return replace(split, labels=labels)
 
 
-def fingerprint(*parts: Split | Sequence[str] | str | None) -> str:
+def fingerprint(*parts: Split | Texts | Sequence[str] | str | None) -> str:
     """A short hash of texts, labels, ids and names: equal exactly for equal data (16 hex digits)."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Split):
-            digest.update('\x1e'.join(part.joined()).encode('utf-8', 'surrogatepass'))
-            digest.update(part.labels.astype('<i8').tobytes() + part.example_ids.astype('<i8').tobytes())
+            for text in all_in_one(part.joined()):
+                digest.update(text.encode())
+            for numbers in (part.labels, part.example_ids):
+                digest.update(np.ascontiguousarray(numbers, dtype='<i8').data)
         else:
-            digest.update(repr(part).encode())
+            for text in repr_of_all(part) if isinstance(part, Texts) else [repr(part)]:
+                digest.update(text.encode())
         digest.update(b'\x00')
     return digest.hexdigest()[:16]

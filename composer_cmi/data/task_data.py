@@ -257,20 +257,28 @@ def _training(
 
 def overlap(train: Split, evals: Mapping[str, Split]) -> list[str]:
     """What a user should be told of rows to score on that are trained on too, a sentence a split."""
-    exact, labels = set(train.joined()), dict[str, set[int]]()
-    for key, label in zip(train.text_keys(), train.labels.tolist(), strict=True):
-        labels.setdefault(key, set()).add(label)
+    # Of train, however large, only what is looked for is kept.
+    wanted = {key for split in evals.values() for key in split.text_keys()}
+    verbatim = {text for split in evals.values() for text in split.joined()}
+    exact, labels = set[str](), dict[str, set[int]]()
+    for text, key, label in zip(train.joined(), train.text_keys(), train.labels, strict=True):
+        if key in wanted:
+            labels.setdefault(key, set()).add(int(label))
+            if text in verbatim:
+                exact.add(text)
     notes = []
     for name, split in evals.items():
-        keys, joined = split.text_keys(), split.joined()
-        shared = [row for row, key in enumerate(keys) if key in labels]
-        nearly = sum(joined[row] not in exact for row in shared)
-        other = sum(int(split.labels[row]) not in labels[keys[row]] for row in shared)
+        shared = nearly = other = 0
+        for text, key, label in zip(split.joined(), split.text_keys(), split.labels, strict=True):
+            if key in labels:
+                shared += 1
+                nearly += text not in exact
+                other += int(label) not in labels[key]
         details = [f"{nearly} but for letter case, spaces or the columns' order"] if nearly else []
         details += [f'{other} with another label'] if other else []
         if shared:
             told = f' ({", ".join(details)})' if details else ''
-            notes.append(f'{len(shared)} of the {len(split)} rows of {name} are in train too{told}.')
+            notes.append(f'{shared} of the {len(split)} rows of {name} are in train too{told}.')
     return notes
 
 
@@ -279,10 +287,11 @@ def _without_evaluation_rows(unlabelled: Split | None, evals: Mapping[str, Split
     if unlabelled is None:
         return None
     scored = {key for split in evals.values() for key in split.text_keys()}
-    kept = [row for row, key in enumerate(unlabelled.text_keys()) if key not in scored]
-    if dropped := len(unlabelled) - len(kept):
-        notes.append(
-            f'{dropped:,} of the {len(unlabelled):,} rows without labels are rows of {", ".join(evals)} too: they are '
-            'left out, no model is scored on what it was taught.'
-        )
-    return take(unlabelled, kept) if kept else None
+    kept = np.fromiter((key not in scored for key in unlabelled.text_keys()), dtype=bool, count=len(unlabelled))
+    if kept.all():
+        return unlabelled
+    notes.append(
+        f'{int((~kept).sum()):,} of the {len(unlabelled):,} rows without labels are rows of {", ".join(evals)} too: '
+        'they are left out, no model is scored on what it was taught.'
+    )
+    return take(unlabelled, np.flatnonzero(kept)) if kept.any() else None

@@ -19,15 +19,14 @@ from composer_cmi.data.delimited import Fault
 from composer_cmi.data.labels import texts_of
 from composer_cmi.data.own_files import guess_text
 from composer_cmi.data.readers import SUFFIXES, Table
+from composer_cmi.data.rows.pieces import MOST_FAULTS, ROWS, read_pieces
 from composer_cmi.errors import ConfigError, naming
 from composer_cmi.exchange.exported import exported_folder, load_exported, run_settings
-from composer_cmi.exchange.pieces import ROWS, read_pieces
 from composer_cmi.teachers.pretrained import positions
 
 __all__ = ['PREFIX', 'Classifier', 'Predicted', 'predict']
 
 PREFIX = 'p_'  # of a class's column: a class may be called as any column
-_MOST_FAULTS = 1000  # a file in which all is wrong is not read to its end
 _KEY = '--text-column'
 
 
@@ -165,7 +164,7 @@ def _check(file: Path, asked: Sequence[str] | None, keep: Sequence[str], insist:
         for name in columns:
             texts_of(piece, name, piece.column(name, _KEY), False, faults)
         total += len(piece)
-        if len(faults) > _MOST_FAULTS:
+        if len(faults) > MOST_FAULTS:
             break
     if piece is not None and faults:
         raise piece.error(faults)

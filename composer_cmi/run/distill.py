@@ -15,14 +15,15 @@ from torch import Tensor
 from composer_cmi import functional as cmi_f
 from composer_cmi.algorithms.distillation import KnowledgeDistillation
 from composer_cmi.data.batches import Collator
-from composer_cmi.data.encoding import EncodedSplit, tokenizer_fingerprint
+from composer_cmi.data.encoding import tokenizer_fingerprint
+from composer_cmi.data.rows.machine import taking_turns
 from composer_cmi.data.splits import Split
 from composer_cmi.data.task_data import TaskData, concatenate, tokenize
 from composer_cmi.run.outputs.results import load_results
 from composer_cmi.teachers.by_text import of_rows
 from composer_cmi.teachers.compatibility import check_numbers, label_order
-from composer_cmi.teachers.forward import inputs_fingerprint, run_teacher
-from composer_cmi.teachers.logit_cache import CacheKey, LogitCache, open_or_build
+from composer_cmi.teachers.forward import PiecesOfPass, inputs_fingerprint, open_or_pass, rows_bar, run_teacher
+from composer_cmi.teachers.logit_cache import CacheKey, LogitCache
 from composer_cmi.teachers.pretrained import check_fit
 from composer_cmi.teachers.teacher import Teacher
 
@@ -41,6 +42,7 @@ def prepare_distillation(
     precision: Precision,
     batch_size: int = 128,
     cache_dir: str | None = None,
+    progress_bar: bool = False,
 ) -> None:
     """Load the teacher of `algorithm`, check and print its accuracy, and fill its cache of logits; all ranks call it.
 
@@ -59,6 +61,7 @@ def prepare_distillation(
         precision: What it runs in, that of the run.
         batch_size: Rows that it reads at a time.
         cache_dir: Where tokenised text is kept.
+        progress_bar: Whether one is shown.
 
     Raises:
         ValueError: The teacher does not fit the task, or is not better than naming the commonest class always.
@@ -97,10 +100,24 @@ def prepare_distillation(
             precision=precision.value,
         )
 
-        def build() -> LogitCache:
-            return _run(teacher, rows, collate, key, device, precision, batch_size)
+        def run(kept: PiecesOfPass | None = None) -> tuple[Tensor, Tensor]:
+            teacher.to(device.tensor_to_device(torch.zeros(())).device)
+            with rows_bar(f'Teacher {teacher.source}', progress_bar) as progress:
+                return run_teacher(
+                    teacher,
+                    rows,
+                    collate,
+                    batch_size=batch_size,
+                    context=lambda: get_precision_context(precision),
+                    kept=kept,
+                    progress=progress,
+                )
 
-        return build() if folder is None else open_or_build(folder, key, build)
+        names = teacher.label_names
+        if folder is None:
+            return LogitCache(*run(), key=key, label_names=names)
+        with taking_turns():
+            return open_or_pass(folder, key, run, batch_size=batch_size, label_names=names)
 
     _check_accuracy(algorithm, teacher, data, order, logits_of)
     if folder is not None:
@@ -109,27 +126,11 @@ def prepare_distillation(
             print(f'Teacher: logits of {len(algorithm.cache):,} training rows are in {folder}.')
 
 
-def _run(
-    teacher: Teacher,
-    rows: EncodedSplit,
-    collate: Collator,
-    key: CacheKey,
-    device: Device,
-    precision: Precision,
-    batch_size: int,
-) -> LogitCache:
-    teacher.to(device.tensor_to_device(torch.zeros(())).device)
-    ids, logits = run_teacher(
-        teacher, rows, collate, batch_size=batch_size, context=lambda: get_precision_context(precision)
-    )
-    return LogitCache(ids, logits, key=key, label_names=teacher.label_names)
-
-
 def _take_answers(algorithm: KnowledgeDistillation, cache: LogitCache, data: TaskData) -> None:
     """Find the answers to this run's texts, and check them on the rows with labels."""
     rows = concatenate(data.train, data.unlabelled)
     check_numbers(cache.num_labels, len(data.label_names))
-    table = of_rows(cache, torch.from_numpy(rows.example_ids), zip(*rows.texts, strict=True))
+    table = of_rows(cache, torch.from_numpy(rows.example_ids), rows.rows())
     algorithm.cache = table
     same = algorithm.assume_same_labels
     order = label_order(table.label_names, data.label_names, assume_same_labels=same, names=('logit cache', 'task'))

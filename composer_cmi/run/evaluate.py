@@ -87,7 +87,8 @@ def _forward(model: HuggingFaceModel, reader: FeatureReader, batch: Any, precisi
     features = reader.read(batch, logits)
     reader.clear()
     columns = (batch['example_id'], class_labels(batch), logits.float(), features.float())
-    return tuple(column.detach().cpu() for column in columns)
+    # Copies: what is kept may be a view of all that the model has computed.
+    return tuple(column.detach().cpu().clone() for column in columns)
 
 
 def _first_of_each(ids: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ def prepare(config: RunConfig, data: TaskData) -> Setup:
     model, tokenizer = build_model(config.model, data.label_names)
     check_fit(model, tokenizer, config.data.max_length)
     if config.calibrate:
-        inputs = inputs_of(model, tokenizer, next(zip(*data.train.texts, strict=True)), config.data.max_length)
+        inputs = inputs_of(model, tokenizer, next(data.train.rows()), config.data.max_length)
         for temperature in (2.0, 0.5):  # exact in binary numbers: the head ends as it was
             divide_head(model, inputs, temperature)
     metrics = task_metrics(data.task)
@@ -162,6 +162,7 @@ def prepare(config: RunConfig, data: TaskData) -> Setup:
                     device=device,
                     precision=precision,
                     cache_dir=config.data.cache_dir,
+                    progress_bar=config.train.progress_bar,
                 )
     return Setup(
         config=config,

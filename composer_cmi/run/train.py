@@ -13,6 +13,7 @@ from composer.models import HuggingFaceModel
 from composer.utils import dist
 
 from composer_cmi.algorithms.distillation import KnowledgeDistillation
+from composer_cmi.data.rows.machine import shared
 from composer_cmi.data.task_data import TaskData, load_task_data
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.calibrate.reliability import calibration_of
@@ -151,13 +152,13 @@ def _train(config: RunConfig, data: TaskData, inputs: dict[str, str], began: flo
 
 
 def load_data(config: RunConfig) -> TaskData:
-    """The task's data, as the ``data`` section cuts them.
+    """The task's data, as the ``data`` section cuts them; all ranks call it, those of a machine share the rows.
 
     Raises:
         ConfigError: in one sentence, with file and line, if they cannot be read.
     """
     with user_errors():
-        return load_task_data(config.task, config.data, calibrate=config.calibrate)
+        return shared(lambda: load_task_data(config.task, config.data, calibrate=config.calibrate))
 
 
 def _evaluate(setup: Setup, data: DataSpec) -> Evaluation:

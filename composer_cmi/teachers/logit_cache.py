@@ -9,6 +9,7 @@ that wait for a teacher of an hour do not run into the timeout of a barrier.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import logging
@@ -25,17 +26,12 @@ from torch import Tensor
 
 from composer_cmi.errors import naming
 
-__all__ = [
-    'CacheError',
-    'CacheKey',
-    'LogitCache',
-    'MissingExamplesError',
-    'open_or_build',
-]
+__all__ = ['CacheError', 'CacheKey', 'LogitCache', 'MissingExamplesError', 'open_or_build']
 
 log = logging.getLogger(__name__)
 
 _SCHEMA_VERSION = 1
+_PART = 1 << 16  # rows that are looked through at a time
 
 
 class CacheError(ValueError):
@@ -108,10 +104,14 @@ class LogitCache:
             raise ValueError(
                 f'Example ids must be unique and in increasing order, {int(example_ids[1:][repeated][0])} is not.'
             )
-        finite = torch.isfinite(logits).all(-1)
-        if not bool(finite.all()):
-            raise ValueError(f"The teacher's logits of example id {int(example_ids[~finite][0])} are not finite.")
-        self.example_ids, self.logits, self.key, self.by_text = example_ids, logits, key, by_text
+        for ids, part in zip(example_ids.split(_PART), logits.split(_PART), strict=True):
+            finite = torch.isfinite(part).all(-1)
+            if not bool(finite.all()):
+                raise ValueError(f"The teacher's logits of example id {int(ids[~finite][0])} are not finite.")
+        self.example_ids, self.key, self.by_text = example_ids, key, by_text
+        # In the file's order of columns: in another, every rank would hold a copy.
+        self._logits: Tensor = logits
+        self._order: Tensor | None = None
         self.label_names = None if label_names is None else tuple(label_names)
         self._missing = torch.zeros((), dtype=torch.int64)
 
@@ -119,9 +119,14 @@ class LogitCache:
         return len(self.example_ids)
 
     @property
+    def logits(self) -> Tensor:
+        """`[R, C]` float32."""
+        return self._logits if self._order is None else self._logits[:, self._order]
+
+    @property
     def num_labels(self) -> int:
         """Number of classes `C`."""
-        return self.logits.shape[1]
+        return self._logits.shape[1]
 
     def lookup(self, example_ids: Tensor) -> Tensor:
         """The logits `[N, C]` of examples `[N]`, on the ids' device.
@@ -132,11 +137,12 @@ class LogitCache:
         Raises:
             MissingExamplesError: On a CPU, at once, for ids that are not stored.
         """
-        if self.logits.device != example_ids.device:
+        if self._logits.device != example_ids.device:
             self.to(example_ids.device)
         position = torch.searchsorted(self.example_ids, example_ids).clamp_(max=len(self) - 1)
         found = self.example_ids[position] == example_ids
-        rows = self.logits[position]
+        rows = self._logits[position]
+        rows = rows if self._order is None else rows[:, self._order]
         if example_ids.device.type == 'cpu':
             if not bool(found.all()):
                 raise _missing(example_ids[~found], len(self))
@@ -162,21 +168,28 @@ class LogitCache:
         Raises:
             MissingExamplesError: With the first few of those that are not.
         """
-        known = torch.isin(example_ids.cpu(), self.example_ids.cpu())
-        if not bool(known.all()):
-            raise _missing(example_ids.cpu()[~known], len(self))
+        stored = self.example_ids.cpu()
+        unknown = []
+        for ids in example_ids.cpu().split(_PART):
+            found = stored[torch.searchsorted(stored, ids).clamp_(max=len(self) - 1)]
+            unknown.append(ids[found != ids])
+        if len(missing := torch.cat(unknown)):
+            raise _missing(missing, len(self))
 
     def reordered(self, order: Sequence[int] | None) -> LogitCache:
         """The same logits with the columns in another order (`None`: as they are)."""
         if order is None:
             return self
         names = None if self.label_names is None else [self.label_names[i] for i in order]
-        logits = self.logits[:, list(order)]
-        return LogitCache(self.example_ids, logits, key=self.key, label_names=names, by_text=self.by_text)
+        other = copy.copy(self)
+        other.label_names = None if names is None else tuple(names)
+        other._order = torch.tensor(order, device=self._logits.device) if self._order is None else self._order[[*order]]
+        return other
 
     def to(self, device: torch.device | str) -> LogitCache:
         """Move the table to a device (all of GLUE's training logits are 9 MB)."""
-        self.example_ids, self.logits = self.example_ids.to(device), self.logits.to(device)
+        self.example_ids, self._logits = self.example_ids.to(device), self._logits.to(device)
+        self._order = None if self._order is None else self._order.to(device)
         self._missing = self._missing.to(device)
         return self
 
@@ -271,7 +284,8 @@ def open_or_build(folder: str | Path, key: CacheKey, build: Callable[[], LogitCa
 def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
     for name, tensor in sorted(tensors.items()):
-        digest.update(f'{name} {tensor.dtype} {list(tensor.shape)}'.encode() + tensor.numpy().tobytes())
+        digest.update(f'{name} {tensor.dtype} {list(tensor.shape)}'.encode())
+        digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
 
 

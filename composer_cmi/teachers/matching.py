@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from composer_cmi.teachers.average import Average
 from composer_cmi.teachers.compatibility import check_numbers, label_names_of, label_order, num_labels_of
-from composer_cmi.teachers.forward import inputs_fingerprint, run_teacher
-from composer_cmi.teachers.logit_cache import CacheError, CacheKey, LogitCache, open_or_build
+from composer_cmi.teachers.forward import PiecesOfPass, inputs_fingerprint, open_or_pass, run_teacher
+from composer_cmi.teachers.logit_cache import CacheError, CacheKey, LogitCache
 from composer_cmi.teachers.losses import LOSSES, DistillationLoss
 from composer_cmi.teachers.teacher import Teacher, TeacherSpec, load_teacher
 from composer_cmi.terms.ranges import Share, Temperature, Weight
@@ -32,6 +32,8 @@ __all__ = [
 
 NOT_NOTED_BEFORE = {'raise_cmi': None, 'relation': 0.0}
 """What a state of a version that did not have them yet was trained with."""
+
+_BATCH = 64  # rows that a teacher reads at a time
 
 
 @dataclass(repr=False, eq=False)
@@ -199,12 +201,12 @@ def stored_logits(
             )
         key = CacheKey(teacher.fingerprint, inputs_fingerprint(rows, collate), precision=precision)
 
-        def build() -> LogitCache:
+        def run(kept: PiecesOfPass) -> tuple[Tensor, Tensor]:
             # The teacher moves its inputs to where it runs.
-            ids, logits = run_teacher(teacher.to(device), rows, collate, context=context, id_key=arguments.id_key)
-            return LogitCache(ids, logits, key=key, label_names=teacher.label_names)
+            options = {'batch_size': _BATCH, 'context': context, 'id_key': arguments.id_key, 'kept': kept}
+            return run_teacher(teacher.to(device), rows, collate, **options)
 
-        table = open_or_build(table, key, build)
+        table = open_or_pass(table, key, run, batch_size=_BATCH, label_names=teacher.label_names)
     if table.by_text:
         raise CacheError(
             'The logit cache knows rows by their text, of which a dataset of tokens tells nothing: give the table of '

@@ -66,7 +66,7 @@ class DataConfig(Section):
     eval_rows: Rows | None = None
     """Score on so many rows of each evaluation split."""
     unlabelled: PathString | None = None
-    """A file of text without labels, for distillation."""
+    """A file of text without labels, for distillation; of any size, read in pieces."""
     validation_fraction: float | None = Field(None, gt=0, lt=1)
     """Hold out this share of train for evaluation, instead of the task's own evaluation split."""
     text_columns: list[Name] | None = Field(None, min_length=1, max_length=2)

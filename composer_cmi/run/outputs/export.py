@@ -34,13 +34,11 @@ class Sample:
 
 def sample_of(split: Split, evaluation: Evaluation, rows: int = 4) -> Sample:
     """The longest row of a split and some of the others."""
-    where = {example: row for row, example in enumerate(evaluation.example_ids.tolist())}
-    texts = list(zip(*split.texts, strict=True))
-    longest = max(range(len(texts)), key=lambda row: sum(map(len, texts[row])))
-    chosen = list(dict.fromkeys((longest, *range(0, len(texts), -(-len(texts) // rows)))))
-    return Sample(
-        [texts[row] for row in chosen], evaluation.logits[[where[int(split.example_ids[row])] for row in chosen]]
-    )
+    lengths = (sum(map(len, row)) for row in split.rows())
+    longest = max(enumerate(lengths), key=lambda each: each[1])[0]
+    chosen = list(dict.fromkeys((longest, *range(0, len(split), -(-len(split) // rows)))))
+    places = torch.searchsorted(evaluation.example_ids, torch.from_numpy(split.example_ids[chosen]))
+    return Sample([tuple(column[row] for column in split.texts) for row in chosen], evaluation.logits[places])
 
 
 def export_model(

@@ -20,9 +20,10 @@ from composer_cmi.data.readers import (
     readable_parquet,
 )
 
-__all__ = ['ROWS', 'read_pieces']
+__all__ = ['MOST_FAULTS', 'ROWS', 'read_pieces']
 
 ROWS = 8192
+MOST_FAULTS = 1000  # a file in which all is wrong is not read to its end
 _NO_ROWS = 'the file has a header but no rows.'
 _BOM = b'\xef\xbb\xbf'
 
