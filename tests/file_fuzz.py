@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from composer_cmi.data.encoding import _load, _save
 from composer_cmi.data.readers import DataError, read_table
+from composer_cmi.data.rows.token_file import open_tokens, write_tokens
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.config import load_config
 from composer_cmi.run.config.yaml_loader import parse_value
@@ -68,7 +68,7 @@ def _logit_cache(path: Path) -> None:
 
 def _token_cache(path: Path) -> None:
     lengths = np.array([2, 3, 1], dtype=np.int64)
-    _save(path, {'input_ids': np.arange(6, dtype=np.int32), 'lengths': lengths})
+    write_tokens(path, lambda: [(lengths, {'input_ids': np.arange(6, dtype=np.int32)})])
 
 
 class Rebuilt(Exception):
@@ -76,7 +76,7 @@ class Rebuilt(Exception):
 
 
 def _read_tokens(path: Path) -> None:
-    if _load(path) is None:
+    if open_tokens(path) is None:
         raise Rebuilt
 
 
@@ -106,7 +106,7 @@ FILE_KINDS = {
         FileKind('train.jsonl', _written('\n'.join(LINES)), read_table, (DataError,)),
         FileKind('train.parquet', _parquet, read_table, (DataError,)),
         FileKind('logits.safetensors', _logit_cache, LogitCache.open, (ValueError,)),
-        FileKind('tokens.safetensors', _token_cache, _read_tokens, (Rebuilt,)),
+        FileKind('tokens.arrow', _token_cache, _read_tokens, (Rebuilt,)),
         FileKind('results.json', _results, lambda path: load_results(path.parent), (ConfigError,)),
         FileKind(
             'predictions_dev.csv',
