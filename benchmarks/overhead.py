@@ -152,7 +152,14 @@ def make_trainer(shape: str, text: str, batch: int, device: str, only: list[str]
         rows = tokenize(data.train, tokenizer, max_length=LENGTHS[text], cache_dir=folder)
     width, layers, heads = SHAPES[shape]
     torch.manual_seed(17)
-    config = BertConfig(len(tokenizer), width, layers, heads, 4 * width, num_labels=len(data.label_names))
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        num_labels=len(data.label_names),
+    )
     model = BertForSequenceClassification(config)
     ids = torch.as_tensor(rows.example_ids).sort().values
     every = kinds(copy.deepcopy(model), ids, len(data.label_names))

@@ -35,7 +35,9 @@ def make_model(folder: Path, tiny: bool) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(source, model_max_length=64)
     torch.manual_seed(0)
     if tiny:
-        config = BertConfig(len(tokenizer), 32, 2, 2, 64)
+        config = BertConfig(
+            vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+        )
         model = BertForSequenceClassification(config)
     else:
         config = AutoConfig.from_pretrained(source, num_hidden_layers=2)

@@ -71,7 +71,15 @@ def make_files(folder: Path, rows: int) -> None:
     vocabulary = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *WORDS, *digits]
     (folder / 'vocab.txt').write_text('\n'.join(vocabulary))
     tokenizer = BertTokenizerFast(str(folder / 'vocab.txt'), model_max_length=32)
-    config = BertConfig(len(vocabulary), 32, 2, 2, 64, label2id={'a': 0, 'b': 1}, id2label={0: 'a', 1: 'b'})
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        label2id={'a': 0, 'b': 1},
+        id2label={0: 'a', 1: 'b'},
+    )
     BertForSequenceClassification(config).save_pretrained(folder / 'model')
     tokenizer.save_pretrained(folder / 'model')
 

