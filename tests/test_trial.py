@@ -63,6 +63,16 @@ def test_more_time_buys_recipes_then_seeds_and_the_plan_stays_inside(look):
     assert sizes == sorted(sizes)
     assert sizes[-1] == (wanted_steps(look.rows), 6, 8)
     assert not plans[-1].left_out
+    assert not any(plan.cut for plan in plans)
+
+
+def test_where_training_is_cut_short_it_says_so_with_the_time_that_would_do(look):
+    many = dataclasses.replace(look, rows=3000)
+    plan = plan_trial(many, PACE, 8)
+    assert plan.steps < wanted_steps(3000) and f'is cut to {plan.steps} steps' in plan.cut
+    assert plan.whole is not None and f'--minutes {plan.whole}' in plan.cut
+    enough = plan_trial(many, PACE, plan.whole)
+    assert (enough.steps, enough.cut) == (wanted_steps(3000), '')
 
 
 def test_too_little_time_is_refused_with_what_would_do(look):

@@ -72,9 +72,10 @@ def decide(study: Study, found: Mapping[str, Sequence[Comparison]], recipes: Seq
         if len(mine) > 1:
             notes.append(f'It is the best of {len(mine)} that were tried, so expect a little less than its mean.')
         return Decision(best.arm, sentences, notes)
+    others = 'the other recipe' if len(mine) == 1 else f'any of the {len(mine)} other recipes'
     detectable = [each.detectable for each in mine.values() if math.isfinite(each.detectable)]
     sentences = [
-        f'Take {control}: there is no evidence that any of the {len(mine)} other recipes is better on these data.',
+        f'Take {control}: there is no evidence that {others} is better on these data.',
         _cost(study, CONTROL),
     ]
     if detectable:

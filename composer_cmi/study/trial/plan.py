@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from composer_cmi.errors import ConfigError
@@ -80,6 +81,7 @@ class Plan:
         left_out: Names of recipes that did not fit.
         runs: All trainings, those of tuning included.
         minutes: What they will take.
+        whole: Minutes with which training would not have been cut short; None where it is not.
     """
 
     seeds: int
@@ -88,6 +90,17 @@ class Plan:
     left_out: tuple[str, ...]
     runs: int
     minutes: float
+    whole: float | None = None
+
+    @property
+    def cut(self) -> str:
+        """What the recommendation does not say where training was cut short, in a sentence; else empty."""
+        if self.whole is None:
+            return ''
+        return (
+            f'Training is cut to {self.steps} steps to fit the time, so this is about models that are hardly trained: '
+            f'with --minutes {self.whole:.0f} they train to the end.'
+        )
 
     @property
     def short(self) -> int:
@@ -186,11 +199,13 @@ def plan_trial(look: Look, pace: Pace, minutes: float, teacher: str | None = Non
     """
     steps = wanted_steps(look.rows)
     always = 3 + bool(look.unlabelled) + bool(teacher)
+    whole = None
     while True:
         everything = recipes(look, steps, teacher, cache)
         least = _plan(everything[:always], (), min(_SEEDS), steps, pace)
         if least.minutes <= minutes:
-            return _filled(everything, least, minutes, pace)
+            return replace(_filled(everything, least, minutes, pace), whole=whole)
+        whole = whole or math.ceil(least.minutes)
         if steps <= _FEWEST_STEPS:
             raise ConfigError(
                 f'--minutes {minutes:g} is too short: the smallest comparison, {least.runs} trainings of at most '

@@ -173,6 +173,8 @@ def _show(plan: Plan, look: Look, console: Console) -> None:
     console.print(
         f'Tuned first, on rows held out of train: rate, and {plan.short} or {plan.steps} steps ({epochs:.1f} epochs).'
     )
+    if plan.cut:
+        console.print(plan.cut)
     if plan.left_out:
         console.print(f'Left out, as the time does not allow them: {", ".join(plan.left_out)}.')
     console.print('It can be stopped at any time: the same command goes on.')
@@ -182,6 +184,8 @@ def _conclude(out: Path, plan: Plan, look: Look, console: Console) -> Trial:
     study = load_runs(out / 'study')
     found = compare(study)
     decision = decide(study, found, plan.recipes)
+    if plan.cut:
+        decision = decision._replace(notes=[plan.cut, *decision.notes])
     recipe, text = None, ''
     if decision.arm is not None:
         tuned = next((row['values'] for row in study.tuning if row['chosen']), {})
