@@ -123,7 +123,7 @@ def teacher_of(folder: Path) -> Path:
     return folder / 'teacher'
 
 
-def row_of(name: str, trial: Trial, minutes: float, taken: float) -> dict[str, object]:
+def row_of(name: str, trial: Trial, minutes: float, taken: float, folder: Path) -> dict[str, object]:
     """A line of the CSV."""
     from composer_cmi.data.check import check_data
 
@@ -131,8 +131,9 @@ def row_of(name: str, trial: Trial, minutes: float, taken: float) -> dict[str, o
     data = check_data(asked['data']['path'], unlabelled=asked['data'].get('unlabelled')).data
     assert data is not None
     sizes = (len(data.train), len(data.label_names), 0 if data.unlabelled is None else len(data.unlabelled))
-    told = (minutes, round(taken, 2), trial.decision.arm or 'nothing', ' '.join(trial.decision.sentences))
-    return dict(zip(COLUMNS, (name, *sizes, *told), strict=True))
+    told = ' '.join(trial.decision.sentences).replace(f'{folder.absolute()}/', '')
+    found = (minutes, round(taken, 2), trial.decision.arm or 'nothing', told)
+    return dict(zip(COLUMNS, (name, *sizes, *found), strict=True))
 
 
 def main() -> None:
@@ -154,7 +155,9 @@ def main() -> None:
         taken = (time.monotonic() - began) / 60
         if trial is None or began_before:
             continue
-        rows = [row for row in rows if row['trial'] != name] + [row_of(name, trial, arguments.minutes, taken)]
+        rows = [row for row in rows if row['trial'] != name] + [
+            row_of(name, trial, arguments.minutes, taken, arguments.folder)
+        ]
         with arguments.out.open('w', newline='') as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()

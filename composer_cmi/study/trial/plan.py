@@ -167,13 +167,13 @@ def recipes(look: Look, steps: int, teacher: str | None = None, cache: str = 'lo
     if look.unlabelled:
         found.append(
             Recipe(
-                'average_all_text', 'the same, on the text without labels too', {**all_text, **distilled(average)},
-                length=2.0, passes=AVERAGED * texts,
+                'average_all_text', f'the average of {AVERAGED}, distilled on the text without labels too',
+                {**all_text, **distilled(average)}, length=2.0, passes=AVERAGED * texts,
             )
         )  # fmt: skip
     if teacher:
         section = {**distilled(teacher), **(all_text if look.unlabelled else {})}
-        words = f'distilled from {teacher}'
+        words = f'a student of {teacher}'
         if look.unlabelled:
             found.append(Recipe('student', f'{words}, on all the text', section, length=2.0, passes=texts))
         else:
