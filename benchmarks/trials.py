@@ -26,6 +26,7 @@ from types import SimpleNamespace
 import numpy as np
 import yaml
 
+from composer_cmi.data.check import check_data
 from composer_cmi.data.task_data import load_task_data
 from composer_cmi.registry import import_user_code
 from composer_cmi.study.trial.trial import Trial, try_data
@@ -125,8 +126,6 @@ def teacher_of(folder: Path) -> Path:
 
 def row_of(name: str, trial: Trial, minutes: float, taken: float, folder: Path) -> dict[str, object]:
     """A line of the CSV."""
-    from composer_cmi.data.check import check_data
-
     asked = json.loads((trial.page.parent / 'try.json').read_text())
     data = check_data(asked['data']['path'], unlabelled=asked['data'].get('unlabelled')).data
     assert data is not None
