@@ -1,4 +1,4 @@
-"""What `calibrate` does to probabilities on four real sets: NLL, ECE and Brier score without and with the temperature.
+"""What `calibrate` does to probabilities on six real sets: NLL, ECE and Brier score without and with the temperature.
 
 python benchmarks/calibration.py --seeds 17 18 --out benchmarks/calibration.csv
 
@@ -30,13 +30,13 @@ from composer_cmi.run.scoring import CalibrationError
 from composer_cmi.run.train import load_data, train_run
 
 ROOT = Path(__file__).parents[1]
-SETS = ('bbc_headlines', 'bbc_articles', 'trec', 'film_snippets')
+SETS = ('bbc_headlines', 'bbc_articles', 'trec', 'film_snippets', 'privacy_qa', 'cola')
 SHARE, SPLIT = 0.5, 'held_out'
 SCORES = ('accuracy', 'nll', 'ece', 'brier')
 COLUMNS = ('set', 'seed', 'trained_on', 'temperature', 'fitted_on', *SCORES)
 
 
-def train(task: str, seed: int, folder: str) -> tuple[RunResults, Split, Path]:
+def train(task: str, seed: int, folder: str, glue: str) -> tuple[RunResults, Split, Path]:
     """One run; its results, the rows that are scored in the order of their ids, and its folder."""
     config = build_config(
         {
@@ -44,9 +44,15 @@ def train(task: str, seed: int, folder: str) -> tuple[RunResults, Split, Path]:
             'run_name': f'{task}/{seed}',
             'output_dir': folder,
             'seed': seed,
-            'code_paths': [str(ROOT / 'studies/text_tasks.py')],
+            'code_paths': [str(ROOT / 'studies' / file) for file in ('text_tasks.py', 'pair_tasks.py')],
             'model': {'name_or_path': 'embedded:minilm'},
-            'data': {'train_rows': 600, 'eval_rows': 1000, 'validation_fraction': 0.5, 'max_length': 32},
+            'data': {
+                'train_rows': 600,
+                'eval_rows': 1000,
+                'validation_fraction': 0.5,
+                'max_length': 64 if task == 'privacy_qa' else 32,  # two texts
+                'path': glue if task == 'cola' else None,
+            },
             'train': {'max_duration': '8ep', 'eval_interval': '0ba', 'progress_bar': False},
             'optimizer': {'lr': 1e-4},
             'checkpoint': {'save_interval': '100ep'},
@@ -82,7 +88,8 @@ def by_pipeline(folder: Path, scored: Split) -> np.ndarray:
     """`[200, C]` of the exported model, as somebody uses it."""
     classify: Any = pipeline('text-classification', model=str(folder / 'model'), device='cpu')
     names = [name for _, name in sorted(classify.model.config.id2label.items())]
-    answers = classify(scored.texts[0][:200], top_k=None, truncation=True)
+    rows = [dict(zip(('text', 'text_pair'), map(str, row), strict=False)) for row in zip(*scored.texts, strict=True)]
+    answers = [classify(row, top_k=None, truncation=True) for row in rows[:200]]
     found = [{one['label']: one['score'] for one in answer} for answer in answers]
     return np.array([[answer[name] for name in names] for answer in found])
 
@@ -99,19 +106,19 @@ def interval(differences: np.ndarray) -> tuple[float, float]:
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
-def measure(task: str, seeds: list[int], folder: str) -> tuple[list[dict], list[str]]:
+def measure(task: str, seeds: list[int], folder: str, glue: str) -> tuple[list[dict], list[str]]:
     """Two lines a seed for the CSV, without the temperature and with it, and one for the table."""
     lines: list[dict] = []
     gained, perfect, off = [], [], 0.0
     for seed in seeds:
-        results, scored, place = train(task, seed, folder)
+        results, scored, place = train(task, seed, folder, glue)
         found, labels = results.calibration, scored.labels
         assert found is not None
+        after = probabilities(place)
         for when, temperature in (('before', 1.0), ('after', found.temperature)):
-            scores = {'accuracy': results.scores[SPLIT]['accuracy'], **found.splits[SPLIT][when].model_dump()}
+            scores = {'accuracy': (after.argmax(1) == labels).mean(), **found.splits[SPLIT][when].model_dump()}
             first = (task, seed, results.num_examples['train'], round(temperature, 4), found.rows)
             lines.append(dict(zip(COLUMNS, (*first, *(round(scores[name], 5) for name in SCORES)), strict=True)))
-        after = probabilities(place)
         perfect.append(perfect_ece(after))
         raw = after**found.temperature
         gained.append(losses(after, labels) - losses(raw / raw.sum(1, keepdims=True), labels))
@@ -133,6 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--seeds', type=int, nargs='+', default=[17, 18])
     parser.add_argument('--sets', nargs='+', default=SETS)
+    parser.add_argument('--glue', default='../shared/data/glue', help="folder of GLUE's own files, for CoLA")
     parser.add_argument('--out', type=Path, default=Path('benchmarks/calibration.csv'))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -140,7 +148,7 @@ def main() -> None:
     everything: list[dict] = []
     with tempfile.TemporaryDirectory() as folder:
         for task in arguments.sets:
-            lines, told = measure(task, arguments.seeds, folder)
+            lines, told = measure(task, arguments.seeds, folder, arguments.glue)
             everything += lines
             table.add_row(*told)
             print(*told, sep=' | ', flush=True)

@@ -32,7 +32,8 @@ class CrashOnce(Algorithm):
 """
 
 
-def test_a_killed_run_resumes_into_the_same_result_and_one_history(tmp_path):
+@pytest.mark.parametrize('precision', ['fp32', 'amp_bf16'])
+def test_a_killed_run_resumes_into_the_same_result_and_one_history(tmp_path, precision):
     flag = tmp_path / 'flag'
     (tmp_path / 'crash.py').write_text(CRASH)
     algorithms = {'cmi_regularization': {'start': '0.5dur'}, 'crash_once': {'flag': str(flag)}}
@@ -43,12 +44,13 @@ def test_a_killed_run_resumes_into_the_same_result_and_one_history(tmp_path):
         'checkpoint': {'save_interval': '7ba'},
     }
     path = make_all(tmp_path, **changes)
-    assert run_file(str(path), ['run_name=whole']) == 0
+    asked = [f'train.precision={precision}']
+    assert run_file(str(path), ['run_name=whole', *asked]) == 0
     flag.touch()
-    assert run_file(str(path), []) == 70
+    assert run_file(str(path), asked) == 70
     assert 'killed' in (tmp_path / 'runs' / 'tiny' / 'error.txt').read_text()
     assert not (tmp_path / 'runs' / 'tiny' / 'results.json').exists()
-    assert run_file(str(path), []) == 0
+    assert run_file(str(path), asked) == 0
     whole, resumed = tmp_path / 'runs' / 'whole', tmp_path / 'runs' / 'tiny'
     assert predictions(resumed) == predictions(whole)
     histories = [read_history(folder / 'history.csv') for folder in (whole, resumed)]

@@ -47,7 +47,9 @@ from composer_cmi.run.setup import (
     build_parallelism,
     build_scheduler,
     choose_precision,
+    cpu_bfloat16,
     rank_batch_size,
+    slow_bfloat16,
     to_steps,
     user_errors,
 )
@@ -111,7 +113,7 @@ def prepare(config: RunConfig, data: TaskData) -> Setup:
         for temperature in (2.0, 0.5):  # exact in binary numbers: the head ends as it was
             divide_head(model, inputs, temperature)
     metrics = task_metrics(data.task)
-    weights, notes = None, list(data.notes)
+    weights, notes = None, [*data.notes, *slow_bfloat16(config.train, device)]
     if config.train.class_weights is not None:
         weights = class_weights(config.train.class_weights, data.label_names, data.train.labels)
         told = ', '.join(f'{name} {each:.3g}' for name, each in zip(data.label_names, weights.tolist(), strict=True))
@@ -124,6 +126,7 @@ def prepare(config: RunConfig, data: TaskData) -> Setup:
         weights=weights,
         peft=config.peft,
         fsdp=config.fsdp is not None,
+        bfloat16=cpu_bfloat16(config.train, device),
     )
     with user_errors('model'):
         reader = FeatureReader(composer_model)
@@ -229,11 +232,7 @@ def build_trainer(setup: Setup, identity: dict[str, Any], checkpoint: Path | Non
     warmup = to_steps(config.scheduler.warmup, **count, total=steps)
     eval_every = Time.from_timestring(config.train.eval_interval)
     evaluators = [
-        Evaluator(
-            label=name,
-            dataloader=data,
-            device_eval_microbatch_size=config.train.eval_batch_size,
-        )
+        Evaluator(label=name, dataloader=data, device_eval_microbatch_size=config.train.eval_batch_size)
         for name, data in setup.eval_data.items()
     ]
     shown = {'loss/train/total': 'loss', 'cmi/cmi': 'cmi', setup.score_key: setup.data.task.primary_metric}

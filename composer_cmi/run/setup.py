@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import composer
 import torch
 from composer.core import Algorithm, Callback, Precision, Time, TimeUnit
-from composer.devices import Device, DeviceGPU
+from composer.devices import Device, DeviceCPU, DeviceGPU
 from composer.optim import ComposerScheduler
 from composer.trainer import _patch_pytorch
 from composer.utils import dist
@@ -32,8 +33,10 @@ __all__ = [
     'build_parallelism',
     'build_scheduler',
     'choose_precision',
+    'cpu_bfloat16',
     'is_here',
     'rank_batch_size',
+    'slow_bfloat16',
     'to_steps',
     'user_errors',
 ]
@@ -167,17 +170,37 @@ def is_here(device: str | None) -> bool:
 
 
 def choose_precision(config: TrainConfig, device: Device) -> Precision:
-    """fp32 on a CPU and amp_bf16 on a GPU unless the configuration says otherwise.
+    """What Composer runs in: fp32 on a CPU and amp_bf16 on a GPU unless the configuration says otherwise.
+
+    On a CPU amp_bf16 is not Composer's, which does not do it there, but the model's in training (:func:`cpu_bfloat16`).
 
     Raises:
-        ConfigError: if a CPU is asked for mixed precision, which Composer does not do there.
+        ConfigError: if a device is asked for mixed precision that it does not have.
     """
     on_gpu = isinstance(device, DeviceGPU)
     if config.precision is None:
         return Precision.AMP_BF16 if on_gpu else Precision.FP32
+    if cpu_bfloat16(config, device):
+        return Precision.FP32
     if not on_gpu and config.precision != 'fp32':
-        raise ConfigError(f'train.precision: {config.precision!r} needs a GPU; on this device it must be fp32.')
+        raise ConfigError(
+            f'train.precision: {config.precision!r} needs a GPU; on this device it must be fp32'
+            f'{" or amp_bf16" if isinstance(device, DeviceCPU) else ""}.'
+        )
     return Precision(config.precision)
+
+
+def cpu_bfloat16(config: TrainConfig, device: Device) -> bool:
+    """Whether the forward passes of training run in bfloat16 on a CPU; evaluation and teachers stay in fp32."""
+    return isinstance(device, DeviceCPU) and config.precision == 'amp_bf16'
+
+
+def slow_bfloat16(config: TrainConfig, device: Device) -> list[str]:
+    """The note of a run that asks an x86 processor for bfloat16 which it does not have, and will only lose time."""
+    has = torch.cpu._is_avx512_bf16_supported() or platform.machine() not in ('x86_64', 'AMD64')
+    if has or not cpu_bfloat16(config, device):
+        return []
+    return ['train.precision: this processor has no bfloat16 of its own; amp_bf16 is slower on it than fp32.']
 
 
 def rank_batch_size(batch_size: int, key: str) -> int:

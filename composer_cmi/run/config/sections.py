@@ -119,7 +119,8 @@ class TrainConfig(Section):
     compile: Annotated[bool | dict[str, Any], BeforeValidator(lambda v: True if v == {} else v)] = False
     """Compile the model by ``torch.compile``: true, or its arguments, such as ``{mode: max-autotune}``."""
     precision: Literal['fp32', 'amp_fp16', 'amp_bf16'] | None = None
-    """None is fp32 on a CPU and amp_bf16 on a GPU."""
+    """None is fp32 on a CPU and amp_bf16 on a GPU. On a CPU amp_bf16 is for the forward and backward passes of training
+    alone; evaluation, teachers and the exported model are fp32 there."""
     device: Literal['cpu', 'gpu', 'mps'] | None = None
     """None takes a GPU where there is one."""
     num_workers: int = Field(0, ge=0, le=256)

@@ -92,10 +92,12 @@ def build_composer_model(
     weights: Tensor | None = None,
     peft: Mapping[str, Any] | None = None,
     fsdp: bool = False,
+    bfloat16: bool = False,
 ) -> HuggingFaceModel:
     """Wrap for Composer, with LoRA where ``peft`` (arguments of ``peft.LoraConfig``) is given.
 
-    ``weights`` are those of the classes in the loss (:func:`class_weights`).
+    ``weights`` are those of the classes in the loss (:func:`class_weights`). With ``bfloat16`` the forward passes of
+    training on a CPU run under autocast, which Composer's own precision would leave out there.
 
     Raises:
         ConfigError: if the ``peft`` section does not fit the model.
@@ -114,6 +116,7 @@ def build_composer_model(
             peft_config=None if peft is None else lora_config(peft),
             label_smoothing=label_smoothing,
             weights=weights,
+            bfloat16=bfloat16,
         )
     except ValueError as error:
         raise ConfigError(f'{"model" if peft is None else "peft"}: {str(error).strip().split(chr(10))[0]}') from error
@@ -124,10 +127,12 @@ class _ClassifierModel(HuggingFaceModel):
 
     class_weights: Tensor | None
 
-    def __init__(self, *args: Any, label_smoothing: float | None, weights: Tensor | None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, label_smoothing: float | None, weights: Tensor | None, bfloat16: bool, **kwargs: Any
+    ) -> None:
         with _no_causal_lm():
             super().__init__(*args, **kwargs)
-        self.label_smoothing = label_smoothing or 0.0
+        self.label_smoothing, self.in_bfloat16 = label_smoothing or 0.0, bfloat16
         self.register_buffer('class_weights', weights, persistent=False)
 
     def eval_forward(self, batch: Any, outputs: Any = None) -> Any:
@@ -136,7 +141,12 @@ class _ClassifierModel(HuggingFaceModel):
         return class_logits(self.forward(batch) if outputs is None else outputs)
 
     def forward(self, batch: Any) -> Any:
-        outputs = super().forward(batch)
+        if self.in_bfloat16 and self.training:
+            with torch.autocast('cpu', torch.bfloat16):
+                outputs = super().forward(batch)
+            outputs['logits'] = class_logits(outputs).float()  # no term of the loss is computed in eight bits
+        else:
+            outputs = super().forward(batch)
         own = self.label_smoothing or self.class_weights is not None
         if own and self.training and 'labels' in batch:
             # In the outputs and not in `loss`: what mixes losses, as distillation does, reads the model's own there.
