@@ -36,6 +36,7 @@ def parser(description: str | None, script: str) -> argparse.ArgumentParser:
     made.add_argument('--threads', type=int, default=cores())
     made.add_argument('--device', default='cpu', choices=('cpu', 'cuda'))
     made.add_argument('--out', type=Path, default=Path(script).with_suffix('.csv'))
+    made.add_argument('--more', action='store_true', help='add to the CSV that is there')
     return made
 
 

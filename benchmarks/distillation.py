@@ -87,7 +87,7 @@ def main() -> None:
             run(every['ours-cached'](-2), arguments.threads)
         chosen = {name: every[name] for name in arguments.contenders if name not in skipped}
         rows = contest(job, chosen, arguments)
-    write(arguments.out, rows)
+    write(arguments.out, rows, more=arguments.more)
     print(f'\n{summary(rows, arguments.contenders[0])}')
 
 

@@ -52,7 +52,7 @@ def main() -> None:
     for row in rows:
         if row['contender'] == 'ours-bf16' and not row['failed']:
             row['precision'] = 'bf16'
-    write(arguments.out, rows)
+    write(arguments.out, rows, more=arguments.more)
     print(f'\n{summary(rows, arguments.contenders[0])}')
 
 
