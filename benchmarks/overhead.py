@@ -3,13 +3,13 @@
     python benchmarks/overhead.py [--shapes tiny minilm base] [--batches 8 32 128] [--ranks 1 2] [--device cuda]
 
 One Trainer holds the model and its optimizer; the kinds take turns in it, `--steps` steps each, in an order that
-rotates, over the same text. `plain` is cross-entropy, `measure` the algorithm at weight 0, `no commit` the term without
-what happens once a batch (the all-reduce, the new centroids, the log); the others are what the library has, `--kinds`
-names some. The first step of a turn is not counted. A step is from after the dataloader to after BATCH_END; ratios are
-paired within a repeat, their median and quartiles over repeats. Where a machine does other things too, trust the
-columns that it cannot change, of one step: operators and host syncs (torch's profiler), and on one rank bytes and
-FLOPs. The guard of the CMI term reads the device once in 20 steps; the counted step is none of those. The batches of
-two kinds differ in length, and so do their bytes and FLOPs: those of the term alone are in `scaling.py`.
+rotates, over the same rows: one batch of the middle length of an epoch. `plain` is cross-entropy, `measure` the
+algorithm at weight 0, `no commit` the term without what happens once a batch (the all-reduce, the new centroids, the
+log); the others are what the library has, `--kinds` names some. The first step of a turn is not counted. A step is from
+after the dataloader to after BATCH_END; ratios are paired within a repeat, their median and quartiles over repeats.
+Where a machine does other things too, trust the columns that it cannot change, of one step: operators and host syncs
+(torch's profiler), and on one rank bytes and FLOPs. The guard of the CMI term reads the device once in 20 steps; the
+counted step is none of those.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from composer import Trainer
 from composer.core import Algorithm, Callback, Event, State
@@ -37,7 +38,10 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 
 from composer_cmi.algorithms import CMIMaximization, CMIRegularization, KnowledgeDistillation
 from composer_cmi.algorithms.controls import NormPenalty, RDrop, SupervisedContrast
-from composer_cmi.data.task_data import load_task_data, tokenize, train_dataloader
+from composer_cmi.data.batches import TrainSampler, train_dataloader
+from composer_cmi.data.encoding import EncodedSplit, tokenize
+from composer_cmi.data.splits import Split, take
+from composer_cmi.data.task_data import load_task_data
 from composer_cmi.run.config.schema import DataConfig
 from composer_cmi.run.models import embedded_minilm, silence_transformers
 from composer_cmi.teachers.logit_cache import CacheKey, LogitCache
@@ -144,12 +148,20 @@ class Stopwatch(Callback):
             self._inside = None
 
 
+def one_batch(split: Split, tokenizer: Any, max_length: int, batch: int) -> EncodedSplit:
+    """The rows of the batch of middle length among those of an epoch."""
+    with tempfile.TemporaryDirectory() as folder:
+        lengths = tokenize(split, tokenizer, max_length=max_length, cache_dir=folder).lengths
+        batches = [*TrainSampler(lengths, batch, 17, num_replicas=1, rank=0).global_batches()]
+        middle = sorted(batches, key=lambda rows: lengths[rows].max())[len(batches) // 2]
+        return tokenize(take(split, np.asarray(middle)), tokenizer, max_length=max_length, cache_dir=folder)
+
+
 def make_trainer(shape: str, text: str, batch: int, device: str, only: list[str]) -> tuple[Trainer, Arms]:
     """A BERT of that shape with random weights on text of real lengths, and its arms."""
     data = load_task_data(f'bbc_{text}', DataConfig(max_length=LENGTHS[text]))
     tokenizer = AutoTokenizer.from_pretrained(embedded_minilm(data.label_names))
-    with tempfile.TemporaryDirectory() as folder:
-        rows = tokenize(data.train, tokenizer, max_length=LENGTHS[text], cache_dir=folder)
+    rows = one_batch(data.train, tokenizer, LENGTHS[text], batch)
     width, layers, heads = SHAPES[shape]
     torch.manual_seed(17)
     config = BertConfig(

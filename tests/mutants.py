@@ -1,4 +1,4 @@
-"""Breaks the package in ten ways, one at a time, and shows that a test fails for each: prints a table.
+"""Breaks the package in a dozen ways, one at a time, and shows that a test fails for each: prints a table.
 
     python tests/mutants.py
 
@@ -77,6 +77,18 @@ MUTANTS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
         'seen = seen & (before[-1] > 0)',
         'pass',
         ('tests/test_family.py::test_the_mean_is_that_of_what_was_seen_and_frozen_in_a_batch',),
+    ),
+    'a teacher raised past its bound': (
+        'composer_cmi/teachers/average.py',
+        'if accuracy(each) >= least)',
+        ')',
+        ('tests/test_raised_teacher.py::test_cmi_never_falls_and_accuracy_no_further_than_it_may',),
+    ),
+    'relation averaged over unknown classes': (
+        'composer_cmi/terms/relation.py',
+        'return (rows * known).sum(-1) / known.sum().clamp(min=1)',
+        'return (rows * known).mean(-1)',
+        ('tests/test_relation.py::test_literal_numbers',),
     ),
     'sign flipped': (
         STEPS,

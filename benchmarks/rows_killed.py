@@ -1,0 +1,120 @@
+"""Rows by the million end to end: a run that distils them from a cached teacher, killed in the teacher's pass, goes on.
+
+    python benchmarks/rows_killed.py [--rows 1000000]
+
+The files of `scaling_rows.py` and a run of 30 steps. The first process is ended by SIGKILL when it has stored half of
+the pieces of the teacher's answers; the second is the same command. Printed and written: how many pieces the first
+left, whether the second took them as they were, seconds of both, and the memory of the second above what a process
+holds that has imported all this (anonymous: what nobody can take back; PSS: mapped files too).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+from measuring import facts, write
+from scaling_rows import make_files
+
+_PIECE = 4096  # rows of a piece of the teacher's pass
+
+
+def make_run(folder: Path) -> Path:
+    """Its YAML file."""
+    settings = {
+        'task': 'custom',
+        'run_name': 'many',
+        'output_dir': str(folder / 'runs'),
+        'model': {'name_or_path': str(folder / 'model')},
+        'data': {'path': str(folder), 'unlabelled': str(folder / 'more.txt'), 'max_length': 32,
+                 'cache_dir': str(folder / 'tokens')},
+        'train': {'max_duration': '30ba', 'batch_size': 32, 'eval_interval': '0ba', 'device': 'cpu',
+                  'progress_bar': False},
+        'algorithms': {'knowledge_distillation': {'teacher': str(folder / 'model'), 'cache': str(folder / 'logits'),
+                                                  'allow_weak_teacher': True}},
+    }  # fmt: skip
+    path = folder / 'run.yaml'
+    path.write_text(yaml.safe_dump(settings), encoding='utf-8')
+    return path
+
+
+def memory(process: int) -> tuple[int, int]:
+    """Anonymous and proportional memory now, bytes; zeros of a process that has ended."""
+    try:
+        text = Path(f'/proc/{process}/smaps_rollup').read_text(encoding='utf-8')
+    except OSError:
+        return 0, 0
+    sizes = {name: int(size) for name, size in re.findall(r'^(\w+): +(\d+) kB', text, re.MULTILINE)}
+    return sizes.get('Anonymous', 0) * 1024, sizes.get('Pss', 0) * 1024
+
+
+def pieces(folder: Path) -> dict[str, int]:
+    """Of the teacher's pass: when each was written."""
+    return {path.name: path.stat().st_mtime_ns for path in (folder / 'logits').glob('*.pass/*.safetensors')}
+
+
+def go(path: Path, threads: int, until: int | None = None) -> tuple[int, float, list[int], dict[str, int]]:
+    """Run the file, to its end or until so many pieces are there: exit status, seconds, highest memory, pieces."""
+    log = path.with_name(f'log-{"whole" if until is None else "killed"}.txt')
+    begun, highest, seen = time.perf_counter(), [0, 0], {}
+    with log.open('w') as out:
+        process = subprocess.Popen(
+            [sys.executable, '-m', 'composer_cmi', str(path)],
+            env={**os.environ, 'OMP_NUM_THREADS': str(threads)},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+        while process.poll() is None:
+            highest = [max(pair) for pair in zip(highest, memory(process.pid), strict=True)]
+            seen |= {name: when for name, when in pieces(path.parent).items() if name not in seen}
+            if until is not None and len(seen) >= until:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+            time.sleep(0.1)
+    if process.returncode and until is None:
+        raise SystemExit(log.read_text(encoding='utf-8')[-3000:])
+    return process.returncode, time.perf_counter() - begun, highest, seen
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument('--rows', type=int, default=1_000_000)
+    options.add_argument('--threads', type=int, default=1)
+    options.add_argument('--out', type=Path, default=Path(__file__).with_suffix('.csv'))
+    arguments = options.parse_args()
+    with tempfile.TemporaryDirectory() as few, tempfile.TemporaryDirectory() as name:
+        make_files(Path(few), 1000)
+        *_, bare, _ = go(make_run(Path(few)), arguments.threads)
+        folder = Path(name)
+        make_files(folder, arguments.rows)
+        path = make_run(folder)
+        status, before, _, left = go(path, arguments.threads, until=max(1, arguments.rows // _PIECE // 2))
+        print(f'killed after {before:.0f} s with {len(left)} pieces stored (exit status {status})', flush=True)
+        _, after, highest, found = go(path, arguments.threads)
+        kept = sum(found.get(piece) == when for piece, when in left.items())
+    risen = [high - low for high, low in zip(highest, bare, strict=True)]
+    row = {
+        'rows': arguments.rows,
+        'pieces_stored': len(left),
+        'pieces_kept': kept,
+        'seconds_killed': f'{before:.1f}',
+        'seconds_continued': f'{after:.1f}',
+        'own_bytes': risen[0],
+        'machine_bytes': risen[1],
+    }
+    write(arguments.out, [{**row, **facts('cpu', arguments.threads)}], more=True)
+    print(f'continued in {after:.0f} s; {kept} of {len(left)} pieces were taken as they were')
+    print(f'above a run of 1,000 rows: {risen[0] / 1e6:.0f} MB of its own, {risen[1] / 1e6:.0f} MB with mapped files')
+
+
+if __name__ == '__main__':
+    main()
