@@ -26,6 +26,7 @@ import torch.distributed
 import torch.multiprocessing
 from torch import nn
 
+from composer_cmi.run.parts.memory import keep_freed_memory
 from composer_cmi.terms.arguments import CMIArguments, RegularizationArguments
 from composer_cmi.terms.schedule import Schedule
 from composer_cmi.terms.steps import CMISteps
@@ -159,6 +160,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
 def rank(number: int, ranks: int, port: int, arguments: argparse.Namespace) -> None:
     """Be one of the ranks; the first writes."""
     cuda = arguments.device == 'cuda'
+    keep_freed_memory()  # as a run does
     torch.set_num_threads(arguments.threads or max(1, cores() // ranks))
     device = torch.device('cuda', number) if cuda else torch.device('cpu')
     if ranks > 1:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from composer import Trainer
 from composer.core import Algorithm, DataSpec, Precision
+from composer.devices import DeviceCPU
 from composer.models import HuggingFaceModel
 from composer.utils import dist
 
@@ -46,6 +47,7 @@ from composer_cmi.run.outputs.results import (
 )
 from composer_cmi.run.outputs.views import add_views
 from composer_cmi.run.parts.classifier import build_composer_model
+from composer_cmi.run.parts.memory import keep_freed_memory
 from composer_cmi.run.parts.selection import KeepBest
 from composer_cmi.run.prepare import Setup, build_trainer, prepare, score_key
 from composer_cmi.run.scoring import score
@@ -113,6 +115,8 @@ def _train(config: RunConfig, data: TaskData, inputs: dict[str, str], began: flo
         )
     of_unknown = checkpoint if not identified else None
     from_rank_zero(lambda: enter_folder(config, identity, of_unknown=of_unknown))
+    if isinstance(setup.device, DeviceCPU):
+        keep_freed_memory()
     try:
         before = _measure_before(setup, trainer)
         if int(trainer.state.timestamp.batch) < steps:
