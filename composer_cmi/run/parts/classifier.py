@@ -128,7 +128,7 @@ class _ClassifierModel(HuggingFaceModel):
     class_weights: Tensor | None
 
     def __init__(
-        self, *args: Any, label_smoothing: float | None, weights: Tensor | None, bfloat16: bool, **kwargs: Any
+        self, *args: Any, label_smoothing: float | None, weights: Tensor | None, bfloat16: bool = False, **kwargs: Any
     ) -> None:
         with _no_causal_lm():
             super().__init__(*args, **kwargs)
