@@ -88,7 +88,7 @@ MUTANTS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
         'composer_cmi/terms/relation.py',
         'return (rows * known).sum(-1) / known.sum().clamp(min=1)',
         'return (rows * known).mean(-1)',
-        ('tests/test_relation.py::test_literal_numbers',),
+        ('tests/test_relation.py::test_a_row_is_a_mean_over_the_classes_that_are_known',),
     ),
     'sign flipped': (
         STEPS,

@@ -39,6 +39,11 @@ def test_scale_shift_turn_and_width_of_either_network_do_not_matter():
     assert bool((seen[:, 1] == 0).all()) and not torch.allclose(seen[:, 0], cosines[:, 0])
 
 
+def test_a_row_is_a_mean_over_the_classes_that_are_known():
+    term = relation_term(torch.zeros(3, 4), torch.ones(3, 4), torch.tensor([True, False, True, False]))
+    torch.testing.assert_close(term, torch.full((3,), 0.5))  # Huber's distance of 0 and 1
+
+
 @pytest.mark.parametrize('known', [[False, False], [True, False], [True, True]])
 def test_every_gradient_is_finite(known):
     features = torch.cat([torch.randn(3, 4), torch.zeros(1, 4)]).requires_grad_()
