@@ -11,8 +11,8 @@ holds that has imported all this (anonymous: what nobody can take back; PSS: map
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -23,7 +23,7 @@ from pathlib import Path
 import yaml
 
 from measuring import facts, write
-from scaling_rows import make_files
+from scaling_rows import make_files, memory
 
 _PIECE = 4096  # rows of a piece of the teacher's pass
 
@@ -47,16 +47,6 @@ def make_run(folder: Path) -> Path:
     return path
 
 
-def memory(process: int) -> tuple[int, int]:
-    """Anonymous and proportional memory now, bytes; zeros of a process that has ended."""
-    try:
-        text = Path(f'/proc/{process}/smaps_rollup').read_text(encoding='utf-8')
-    except OSError:
-        return 0, 0
-    sizes = {name: int(size) for name, size in re.findall(r'^(\w+): +(\d+) kB', text, re.MULTILINE)}
-    return sizes.get('Anonymous', 0) * 1024, sizes.get('Pss', 0) * 1024
-
-
 def pieces(folder: Path) -> dict[str, int]:
     """Of the teacher's pass: when each was written."""
     return {path.name: path.stat().st_mtime_ns for path in (folder / 'logits').glob('*.pass/*.safetensors')}
@@ -74,7 +64,8 @@ def go(path: Path, threads: int, until: int | None = None) -> tuple[int, float, 
             stderr=subprocess.STDOUT,
         )
         while process.poll() is None:
-            highest = [max(pair) for pair in zip(highest, memory(process.pid), strict=True)]
+            with contextlib.suppress(OSError, KeyError):  # it has just ended
+                highest = [max(pair) for pair in zip(highest, memory(process.pid), strict=True)]
             seen |= {name: when for name, when in pieces(path.parent).items() if name not in seen}
             if until is not None and len(seen) >= until:
                 process.send_signal(signal.SIGKILL)

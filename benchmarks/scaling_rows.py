@@ -35,6 +35,13 @@ PER_MILLION = ('s', 'CPU s', 'own MB', 'machine MB')
 HEADER = ('stage', 'ranks', *(f'{what} / 1e6 rows' for what in PER_MILLION), 'exponent of CPU s')
 
 
+def memory(process: int | str = 'self') -> tuple[int, int]:
+    """Anonymous and proportional memory now, bytes; OSError or KeyError of a process that has ended."""
+    text = Path(f'/proc/{process}/smaps_rollup').read_text(encoding='utf-8')
+    sizes = {name: int(size) for name, size in re.findall(r'^(\w+): +(\d+) kB', text, re.MULTILINE)}
+    return sizes['Anonymous'] * 1024, sizes['Pss'] * 1024
+
+
 class Memory:
     """The highest anonymous and proportional memory of this process, looked at 20 times a second."""
 
@@ -48,9 +55,7 @@ class Memory:
             time.sleep(0.05)
 
     def look(self) -> tuple[int, int]:
-        text = Path('/proc/self/smaps_rollup').read_text()
-        sizes = {name: int(size) for name, size in re.findall(r'^(\w+): +(\d+) kB', text, re.MULTILINE)}
-        now = (sizes['Anonymous'] * 1024, sizes['Pss'] * 1024)
+        now = memory()
         self.highest = [max(pair) for pair in zip(self.highest, now, strict=True)]
         return now
 

@@ -197,8 +197,9 @@ def cpu_bfloat16(config: TrainConfig, device: Device) -> bool:
 
 def slow_bfloat16(config: TrainConfig, device: Device) -> list[str]:
     """The note of a run that asks an x86 processor for bfloat16 which it does not have, and will only lose time."""
-    has = torch.cpu._is_avx512_bf16_supported() or platform.machine() not in ('x86_64', 'AMD64')
-    if has or not cpu_bfloat16(config, device):
+    if not cpu_bfloat16(config, device) or platform.machine() not in ('x86_64', 'AMD64'):
+        return []
+    if torch.cpu._is_avx512_bf16_supported():
         return []
     return ['train.precision: this processor has no bfloat16 of its own; amp_bf16 is slower on it than fp32.']
 

@@ -12,7 +12,7 @@ def keep_freed_memory() -> None:
     """Let this process keep memory that it frees, for the tensors of the next step; without glibc nothing happens.
 
     glibc gives memory of tensors above 32 MB back to the system at once, which clears it, page by page, when the next
-    step asks for it anew: with thousands of classes that took four fifths of the term's time.
+    step asks for it anew: with thousands of classes that took most of the term's time.
     """
     if platform.libc_ver()[0] == 'glibc':
         mallopt = ctypes.CDLL(None).mallopt
