@@ -1,0 +1,1 @@
+../composer_cmi/starters/studies/large_models.py
