@@ -1,11 +1,11 @@
 """Rows by the million end to end: a run that distils them from a cached teacher, killed in the teacher's pass, goes on.
 
-    python benchmarks/rows_killed.py [--rows 1000000]
+    python benchmarks/rows_killed.py [--rows 1000000] [--ranks 2]
 
 The files of `scaling_rows.py` and a run of 30 steps. The first process is ended by SIGKILL when it has stored half of
 the pieces of the teacher's answers; the second is the same command. Printed and written: how many pieces the first
-left, whether the second took them as they were, seconds of both, and the memory of the second above what a process
-holds that has imported all this (anonymous: what nobody can take back; PSS: mapped files too).
+left, whether the second took them as they were, seconds of both, and the memory of the second, of all its processes
+together, above that of the same run of 1,000 rows (anonymous: what nobody can take back; PSS: mapped files too, once).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import yaml
 
 from measuring import facts, write
@@ -52,23 +52,40 @@ def pieces(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (folder / 'logits').glob('*.pass/*.safetensors')}
 
 
-def go(path: Path, threads: int, until: int | None = None) -> tuple[int, float, list[int], dict[str, int]]:
+def together(process: int) -> tuple[int, int]:
+    """Anonymous and proportional memory of a process and all that come from it, bytes."""
+    sizes = [(0, 0)]
+    for each in (psutil.Process(process), *psutil.Process(process).children(recursive=True)):
+        with contextlib.suppress(OSError, KeyError):  # it has just ended
+            sizes.append(memory(each.pid))
+    return sum(own for own, _ in sizes), sum(shared for _, shared in sizes)
+
+
+def kill(process: int) -> None:
+    """SIGKILL for it and for all that come from it."""
+    for each in (psutil.Process(process), *psutil.Process(process).children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+
+
+def go(path: Path, ranks: int, threads: int, until: int | None = None) -> tuple[int, float, list[int], dict[str, int]]:
     """Run the file, to its end or until so many pieces are there: exit status, seconds, highest memory, pieces."""
+    launcher = ['-m', 'composer.cli.launcher', '-n', str(ranks)] if ranks > 1 else []
     log = path.with_name(f'log-{"whole" if until is None else "killed"}.txt')
     begun, highest, seen = time.perf_counter(), [0, 0], {}
     with log.open('w') as out:
         process = subprocess.Popen(
-            [sys.executable, '-m', 'composer_cmi', str(path)],
+            [sys.executable, *launcher, '-m', 'composer_cmi', str(path)],
             env={**os.environ, 'OMP_NUM_THREADS': str(threads)},
             stdout=out,
             stderr=subprocess.STDOUT,
         )
         while process.poll() is None:
-            with contextlib.suppress(OSError, KeyError):  # it has just ended
-                highest = [max(pair) for pair in zip(highest, memory(process.pid), strict=True)]
+            with contextlib.suppress(psutil.NoSuchProcess):
+                highest = [max(pair) for pair in zip(highest, together(process.pid), strict=True)]
             seen |= {name: when for name, when in pieces(path.parent).items() if name not in seen}
             if until is not None and len(seen) >= until:
-                process.send_signal(signal.SIGKILL)
+                kill(process.pid)
                 process.wait()
             time.sleep(0.1)
     if process.returncode and until is None:
@@ -79,22 +96,25 @@ def go(path: Path, threads: int, until: int | None = None) -> tuple[int, float, 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument('--rows', type=int, default=1_000_000)
-    options.add_argument('--threads', type=int, default=1)
+    options.add_argument('--ranks', type=int, default=1)
+    options.add_argument('--threads', type=int, default=1, help='of each rank')
     options.add_argument('--out', type=Path, default=Path(__file__).with_suffix('.csv'))
     arguments = options.parse_args()
     with tempfile.TemporaryDirectory() as few, tempfile.TemporaryDirectory() as name:
         make_files(Path(few), 1000)
-        *_, bare, _ = go(make_run(Path(few)), arguments.threads)
+        *_, bare, _ = go(make_run(Path(few)), arguments.ranks, arguments.threads)
         folder = Path(name)
         make_files(folder, arguments.rows)
         path = make_run(folder)
-        status, before, _, left = go(path, arguments.threads, until=max(1, arguments.rows // _PIECE // 2))
+        half = max(1, arguments.rows // _PIECE // 2)
+        status, before, _, left = go(path, arguments.ranks, arguments.threads, until=half)
         print(f'killed after {before:.0f} s with {len(left)} pieces stored (exit status {status})', flush=True)
-        _, after, highest, found = go(path, arguments.threads)
+        _, after, highest, found = go(path, arguments.ranks, arguments.threads)
         kept = sum(found.get(piece) == when for piece, when in left.items())
     risen = [high - low for high, low in zip(highest, bare, strict=True)]
     row = {
         'rows': arguments.rows,
+        'ranks': arguments.ranks,
         'pieces_stored': len(left),
         'pieces_kept': kept,
         'seconds_killed': f'{before:.1f}',

@@ -146,25 +146,25 @@ def test_tokens_are_the_same_in_any_pieces_and_from_the_file(tmp_path, tokenizer
     assert len(made._tokens) == 5 and not read._tokens[0].values['input_ids'].flags.owndata
 
 
-def test_the_order_of_an_epoch_is_that_of_earlier_versions():
-    def before(sampler):
+def test_the_order_of_an_epoch_is_a_sort_by_length_within_groups_of_fifty_batches():
+    def written_out(sampler):
         rng = np.random.default_rng([sampler.seed, sampler.epoch])
         order = np.resize(rng.permutation(len(sampler.lengths)), sampler.total_size)
         if not sampler.group_by_length:
             return order.reshape(sampler.num_batches, sampler.batch_size)
-        size = 16 * sampler.batch_size
+        size = 50 * sampler.batch_size
         groups = [order[start : start + size] for start in range(0, len(order), size)]
         order = np.concatenate([group[np.argsort(sampler.lengths[group], kind='stable')] for group in groups])
         return order.reshape(sampler.num_batches, sampler.batch_size)[rng.permutation(sampler.num_batches)]
 
     lengths = np.random.default_rng(0).integers(3, 60, size=1003)
-    for rows in (1, 5, 12, 192, 193, 1003):
+    for rows in (1, 5, 12, 600, 601, 1003):
         for grouped in (True, False):
             sampler = TrainSampler(lengths[:rows], 12, 3, num_replicas=1, rank=0, group_by_length=grouped)
             for epoch in (0, 1):
                 sampler.set_epoch(epoch)
-                assert np.array_equal(sampler.global_batches(), before(sampler))
-                assert [*sampler] == before(sampler).reshape(-1).tolist()
+                assert np.array_equal(sampler.global_batches(), written_out(sampler))
+                assert [*sampler] == written_out(sampler).reshape(-1).tolist()
 
 
 # --- one copy a machine -----------------------------------------------------------------------------------------------

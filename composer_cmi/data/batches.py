@@ -16,8 +16,9 @@ from composer_cmi.data.encoding import EncodedSplit
 
 __all__ = ['Collator', 'EvalSampler', 'TrainSampler', 'eval_dataloader', 'train_dataloader']
 
-# Rows are sorted by length within so many batches: enough to save most padding, little enough to keep batches random.
-_BATCHES_PER_GROUP = 16
+# Rows are sorted by length within so many batches, as many as transformers' own sampler does: of a batch of TREC's
+# questions 3 % is then padding; with 16 it is 9 %, with batches drawn at random 48 %.
+_BATCHES_PER_GROUP = 50
 
 
 class TrainSampler(DistributedSampler[int]):

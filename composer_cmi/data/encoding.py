@@ -22,13 +22,14 @@ __all__ = ['EncodedSplit', 'default_cache_dir', 'tokenize', 'tokenizer_fingerpri
 
 _VERSION = 2  # of what tokens are, not of a file's layout: part of the key, and so of the keys of stored logits
 _PIECE = 16_384  # rows of a piece of the file
+_TYPES = {'input_ids': np.int32, 'token_type_ids': np.int8}
 _CALL = 1_024  # rows of a call of the tokenizer: enough for its threads, few enough to keep Python's garbage small
 
 
 class EncodedSplit(Dataset[dict[str, Any]]):
     """Tokenised rows.
 
-    ``dataset[i]`` is a dict with ``input_ids`` (int32 [L]), ``token_type_ids`` where the model knows them,
+    ``dataset[i]`` is a dict with ``input_ids`` (int32 [L]), ``token_type_ids`` (int8 [L]) where the model knows them,
     ``labels`` and ``example_id`` (int).
 
     Attributes:
@@ -109,7 +110,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 def _encode(split: Split, tokenizer: Any, max_length: int) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Of each piece the tokens per row, and the tokens, one row after the other."""
-    keys = [key for key in ('input_ids', 'token_type_ids') if key in ('input_ids', *tokenizer.model_input_names)]
+    keys = [key for key in _TYPES if key in ('input_ids', *tokenizer.model_input_names)]
     for texts in zip(*(column.pieces(_PIECE) for column in split.texts), strict=True):
         lengths: list[int] = []
         parts: dict[str, list[np.ndarray]] = {key: [] for key in keys}
@@ -118,5 +119,5 @@ def _encode(split: Split, tokenizer: Any, max_length: int) -> Iterator[tuple[np.
             encoded = tokenizer(*some, truncation=True, max_length=max_length, return_attention_mask=False)
             lengths += [len(ids) for ids in encoded['input_ids']]
             for key in keys:
-                parts[key].append(np.fromiter(chain.from_iterable(encoded[key]), dtype=np.int32))
+                parts[key].append(np.fromiter(chain.from_iterable(encoded[key]), dtype=_TYPES[key]))
         yield np.array(lengths), {key: np.concatenate(values) for key, values in parts.items()}

@@ -29,7 +29,7 @@ class TokenPiece:
 
     Attributes:
         starts: Where each row begins, and the last one's end, int64 [R + 1].
-        values: By name, int32 [tokens].
+        values: By name, integers [tokens].
     """
 
     starts: np.ndarray
@@ -66,7 +66,7 @@ def write_tokens(path: Path, make: Make) -> Pieces:
 
     Args:
         path: A reader never sees half a file there, and two writers leave one whole file.
-        make: Yields, of each piece, the tokens per row, int [R], and the tokens by name, int32.
+        make: Yields, of each piece, the tokens per row, int [R], and the tokens by name, integers.
     """
     import pyarrow as pa
 
