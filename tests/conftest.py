@@ -15,6 +15,7 @@ import torch.distributed
 from composer.utils import dist, get_device
 
 _RANKS = int(os.environ.get('WORLD_SIZE', '1'))
+_STARTS = 5  # of the ranks: a failed test ends them, and those behind it want new ones
 _REPORTS = os.environ.get('COMPOSER_CMI_TEST_REPORTS')  # set for the ranks only
 
 
@@ -86,8 +87,12 @@ def _outcomes(session: pytest.Session, ranks: int) -> dict[str, tuple[str, str]]
     cache = session.__dict__.setdefault('_outcomes_by_ranks', {})
     if ranks not in cache:
         cache[ranks] = {}  # ended by its time limit, it is not begun again for every further test
-        nodeids = [item.nodeid for item in session.items if _wanted_ranks(item) == ranks]
-        cache[ranks] = _run_on_ranks(nodeids, ranks, session.config.rootpath)
+        left = [item.nodeid for item in session.items if _wanted_ranks(item) == ranks]
+        for _ in range(_STARTS):
+            cache[ranks] |= _run_on_ranks(left, ranks, session.config.rootpath)
+            reached, left = len(left), [nodeid for nodeid in left if nodeid not in cache[ranks]]
+            if not left or len(left) == reached:
+                break
     return cache[ranks]
 
 
