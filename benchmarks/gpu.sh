@@ -25,7 +25,7 @@ share() { # SECONDS SCRIPT ARGUMENTS...
     grep '|' "$OUT/$script.txt" || tail -n 5 "$OUT/$script.txt"
 }
 share 50 scaling --ranks 1 --repeats 5
-share 230 overhead --ranks 1 --shapes minilm base --batches 32 --repeats 5
+share 210 overhead --ranks 1 --shapes minilm base --batches 32 --repeats 5
 share 130 throughput --repeats 1 --contenders ours ours-alone plain composer trainer trainer-dynamic
 share 90 distillation --repeats 1 --contenders ours-cached ours-filling trainer torchdistill plain-live plain-cached \
     --peers-python "$PEERS"
