@@ -177,7 +177,7 @@ def teacher_and_student(study: Study) -> Figure | None:
     panel.set_xlabel('held-out CMI of the teacher, logits (nats)')
     panel.set_ylabel('score of the student (points)')
     panel.grid(alpha=0.3)
-    panel.legend(fontsize=9, loc='center left', bbox_to_anchor=(1.01, 0.5))  # beside the points, of which there are many
+    panel.legend(fontsize=9, loc='center left', bbox_to_anchor=(1.01, 0.5))  # outside: the points are many
     return figure
 
 
