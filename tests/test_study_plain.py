@@ -166,7 +166,13 @@ def test_a_term_of_weight_zero_is_the_same_run_as_without_it(tmp_path):
     assert found[0].equal(found[1])
 
 
-BASELINES = {'average': ['ce'], 'mincmi_small': ['ce_tuned'], 'family': ['ce'], 'paper_tasks': ['ce']}
+BASELINES = {
+    'average': ['ce'],
+    'mincmi_small': ['ce_tuned'],
+    'family': ['ce'],
+    'paper_tasks': ['ce'],
+    'paper_base': ['ce'],
+}
 
 
 @pytest.mark.parametrize('name', STUDIES)
