@@ -16,8 +16,8 @@ from composer_cmi.data.encoding import EncodedSplit
 
 __all__ = ['Collator', 'EvalSampler', 'TrainSampler', 'eval_dataloader', 'train_dataloader']
 
-# Rows are sorted by length within so many batches, as many as transformers' own sampler does: of a batch of TREC's
-# questions 3 % is then padding; with 16 it is 9 %, with batches drawn at random 48 %.
+# Rows are sorted by length within so many batches, as many as in transformers' own sampler: enough to save nearly all
+# padding, little enough to keep batches random. Another number is another order of every longer epoch.
 _BATCHES_PER_GROUP = 50
 
 
