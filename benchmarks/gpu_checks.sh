@@ -17,7 +17,7 @@ status=$(mktemp)
     echo "# $GPUS GPUs over NCCL"
     "$PYTHON" -m composer.cli.launcher -n "$GPUS" tests/gpu_ranks.py || echo failed >>"$status"
     echo "# overhead"
-    "$PYTHON" benchmarks/overhead.py --device cuda --ranks 1 --shapes minilm base --batches 32 --out benchmarks/overhead_gpu.csv || echo failed >>"$status"
+    "$PYTHON" benchmarks/overhead.py --device cuda --ranks 1 --shapes minilm base --batches 32 --repeats 5 --out benchmarks/overhead_gpu.csv || echo failed >>"$status"
 } 2>&1 | tee benchmarks/gpu_checks.txt
 if [ -s "$status" ]; then
     rm -f "$status"

@@ -172,6 +172,7 @@ BASELINES = {
     'family': ['ce'],
     'paper_tasks': ['ce'],
     'paper_base': ['ce'],
+    'rte_longer': ['ce'],
 }
 
 
