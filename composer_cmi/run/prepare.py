@@ -25,7 +25,7 @@ from composer_cmi.data.task_data import (
     train_dataloader,
 )
 from composer_cmi.errors import ConfigError
-from composer_cmi.features import FeatureReader
+from composer_cmi.features import FeatureReader, skip_unread_tokens
 from composer_cmi.run.calibrate.temperature import divide_head, inputs_of
 from composer_cmi.run.config.schema import RunConfig
 from composer_cmi.run.distill import prepare_distillation
@@ -49,6 +49,7 @@ from composer_cmi.run.setup import (
     choose_precision,
     cpu_bfloat16,
     rank_batch_size,
+    reads_all_tokens,
     slow_bfloat16,
     to_steps,
     user_errors,
@@ -154,6 +155,8 @@ def prepare(config: RunConfig, data: TaskData) -> Setup:
         calibration_data = None if data.calibration is None else measured(data.calibration)
     callbacks = _callbacks(config, composer_model, metrics, [*eval_data])
     algorithms = build_algorithms(config.algorithms)
+    if not reads_all_tokens(config, [*algorithms, *callbacks]):
+        skip_unread_tokens(model)
     with user_errors(f'algorithms.{DISTILLATION}'):
         for algorithm in algorithms:
             if isinstance(algorithm, KnowledgeDistillation):
@@ -245,7 +248,9 @@ def build_trainer(setup: Setup, identity: dict[str, Any], checkpoint: Path | Non
     # The gradient scaler of amp_fp16 may meet an overflow and skip the step.
     first = [] if setup.precision == Precision.AMP_FP16 else [watch]
     measures: list[RowMeasures] = []
-    if config.train.compile is False:  # the hooks of a second reader are more than compiled code's guards bear
+    if (
+        compiled := config.train.compile
+    ) is False:  # the hooks of a second reader are more than compiled code's guards bear
         measures = [RowMeasures(FeatureReader(setup.model), setup.data.task.primary_metric)]
     elif dist.get_global_rank() == 0:
         print('train.compile: training rows are not measured on their way; the picture has the held-out ones alone.')
@@ -286,14 +291,10 @@ def build_trainer(setup: Setup, identity: dict[str, Any], checkpoint: Path | Non
             device_train_microbatch_size=config.train.microbatch_size or rank_batch,
             parallelism_config=build_parallelism(config),
             callbacks=[*first, *measures, *setup.callbacks, ending, saver],
-            compile_config=_compile_config(config.train.compile),
+            compile_config=None if compiled is False else {} if compiled is True else compiled,
             load_path=load_path,
             load_progress_bar=False,
             python_log_level='warning',
         )
     reached = int(trainer.state.timestamp.batch) if ending.reached else steps
     return Built(trainer, steps, reached, saver.identified)
-
-
-def _compile_config(given: bool | dict[str, Any]) -> dict[str, Any] | None:
-    return None if given is False else {} if given is True else given

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +36,7 @@ __all__ = [
     'cpu_bfloat16',
     'is_here',
     'rank_batch_size',
+    'reads_all_tokens',
     'slow_bfloat16',
     'to_steps',
     'user_errors',
@@ -238,3 +239,10 @@ def build_parallelism(config: RunConfig) -> dict[str, Any] | None:
     check_values(argument_types(FSDP2Config), config.fsdp, 'fsdp')
     state_dict_type = 'sharded' if config.checkpoint.save_sharded else 'full'
     return {'fsdp': FSDP2Config(**config.fsdp, state_dict_type=state_dict_type)}
+
+
+def reads_all_tokens(config: RunConfig, parts: Sequence[Algorithm | Callback]) -> bool:
+    """Whether someone may read more of the encoder than its head does: features of a named module, code of others."""
+    named = any({'feature_module', 'feature_position'} & {*(given or ())} for given in config.algorithms.values())
+    foreign = any(type(part).__module__.split('.')[0] not in ('composer', 'composer_cmi') for part in parts)
+    return named or foreign or 'activation_monitor' in config.callbacks

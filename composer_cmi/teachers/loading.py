@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from composer_cmi.errors import ConfigError
+from composer_cmi.features import skip_unread_tokens
 from composer_cmi.teachers.pretrained import first_sentence, read_pretrained
 from composer_cmi.teachers.safe_load import read_checkpoint
 
@@ -30,12 +31,15 @@ def load_classifier(spec: str | Path, what: str = 'teacher') -> tuple[nn.Module,
     """
     path = Path(spec).expanduser()
     if path.is_file():
-        return _from_checkpoint(path)
-    if path.is_dir():
-        return _from_pretrained(str(_model_folder(path)), what)
-    if isinstance(spec, Path) or _looks_like_path(str(spec)):
+        model, tokenizer = _from_checkpoint(path)
+    elif path.is_dir():
+        model, tokenizer = _from_pretrained(str(_model_folder(path)), what)
+    elif isinstance(spec, Path) or _looks_like_path(str(spec)):
         raise FileNotFoundError(f'There is no teacher at {spec}: no such file or folder.')
-    return _from_pretrained(str(spec), what)
+    else:
+        model, tokenizer = _from_pretrained(str(spec), what)
+    skip_unread_tokens(model)  # only logits are taken from it
+    return model, tokenizer
 
 
 def _looks_like_path(spec: str) -> bool:
