@@ -12,7 +12,6 @@ one of processor seconds.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -59,6 +58,8 @@ def make_run(folder: Path, device: str) -> Any:
 
 def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """A row for each repeat of each command."""
+    from contest import told
+
     job, command_of = make_run(folder, arguments.device)
     rows: list[dict[str, Any]] = []
     for repeat in range(-1, arguments.repeats):
@@ -70,7 +71,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
             found = {'seconds': ended.seconds, 'processor_seconds': ended.processor_seconds}
             rows.append({'what': what, 'repeat': repeat, **found})
             if what == RUN:
-                stamps = json.loads(Path(job.out).read_text(encoding='utf-8'))
+                stamps = told(job, command, ended)
                 for part, seconds in (
                     ('before the first step', stamps['begun'] - ended.begun),
                     ('after the last step', ended.ended - stamps['ended']),

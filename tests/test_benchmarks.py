@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -178,9 +179,14 @@ def test_no_term_of_the_library_reads_the_device_in_a_step(monkeypatch):
 
 def test_a_run_is_timed_before_and_after_its_steps(tmp_path):
     job, command = startup.make_run(tmp_path, 'cpu')
-    train_run(load_config(command(0)[-1]))
-    stamps = json.loads(Path(job.out).read_text())
-    assert 0 < stamps['begun'] < stamps['ended']
+    called = command(0)
+    began = time.time()
+    results = train_run(load_config(called[-1]), began=began)
+    ended = measuring.Ended(0, began, time.time(), 1.0, 1.0, '')
+    row = contest.row('ours', 0, job, called, ended)
+    before, training, after = (float(row[f'seconds_{part}']) for part in ('before', 'training', 'after'))
+    assert before > 0 and after > 0 and training == pytest.approx(results.timing.train_seconds, abs=1e-3)
+    assert before + training + after == pytest.approx(float(row['seconds_whole']), abs=2e-3)
 
 
 def test_the_gpu_script_fits_into_nine_minutes_and_says_that_there_is_no_gpu():

@@ -109,8 +109,11 @@ def over_training(study: Study, setting: str) -> Figure | None:
         ('metrics/train/cmi', 'CMI, training rows (nats)'),
         (f'metrics/{split}/cmi', 'CMI, held-out rows (nats)'),
     )
-    if any(key in row for found in histories.values() for history in found for row in history for key, _ in curves):
-        return _curves(histories, curves, f'{for_matplotlib(setting)}: mean over seeds', 2)
+    logged = {key for found in histories.values() for history in found for row in history for key in row}
+    # Runs that are evaluated at their end alone have no curves of held-out rows.
+    if there := [curve for curve in curves if curve[0] in logged]:
+        title = f'{for_matplotlib(setting)}: mean over seeds'
+        return _curves(histories, there, title, 2 if len(there) == len(curves) else len(there))
     title = f'{for_matplotlib(setting)}: running class centroids of the training batches, mean over seeds'
     return _curves(histories, _RUNNING, title, 3)
 
