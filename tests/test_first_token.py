@@ -137,6 +137,16 @@ def test_a_copy_computes_with_its_own_weights():
     torch.testing.assert_close(twin.eval()(**inputs).logits, plain.eval()(**inputs).logits)
 
 
+@pytest.mark.parametrize('family', ['Bert', 'DistilBert'])
+def test_torch_compile_follows_it_without_a_break(family):
+    model = make(family, 'sdpa')
+    plain = model(**batch(padded=True)).logits
+    skip_unread_tokens(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend='eager', fullgraph=True)
+    torch.testing.assert_close(compiled(**batch(padded=True)).logits, plain)
+
+
 class MeanHead(nn.Module):
     """In the place of RoBERTa's: reads the mean over the tokens."""
 

@@ -127,7 +127,8 @@ def _attend(hidden: Tensor, mask: Tensor | None, maps: tuple[Any, Any, Any], hea
 
 
 def _is_replaced(heads: Any, kind: type) -> bool:
-    return type(heads) is not kind or 'forward' in vars(heads) or type(heads.dropout) is not nn.Dropout
+    # Not vars(): torch.compile does not follow it.
+    return type(heads) is not kind or 'forward' in heads.__dict__ or type(heads.dropout) is not nn.Dropout
 
 
 def _asks(more: Sequence[Any], named: Mapping[str, Any]) -> bool:
