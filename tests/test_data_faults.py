@@ -213,7 +213,7 @@ def test_promise_15_faults_of_a_table_read_alone(tmp_path):
     (tmp_path / 'u.csv').write_bytes(b'title\na\n')
     task = get_task('rte')
     with pytest.raises(
-        DataError, match="data.unlabelled wants train's text under the same name, sentence1 and sentence2"
+        DataError, match="text without labels stands under the names of train's, sentence1 and sentence2"
     ):
         read_unlabelled(task, tmp_path / 'u.csv', 0)
 

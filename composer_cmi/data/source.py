@@ -25,6 +25,7 @@ from composer_cmi.data.readers import (
 )
 from composer_cmi.data.rows.columns import Texts, together
 from composer_cmi.data.rows.pieces import MOST_FAULTS, read_pieces
+from composer_cmi.data.rows.shards import read_shards
 from composer_cmi.data.splits import UNLABELLED, Split
 from composer_cmi.data.tasks import FileLayout, Task
 from composer_cmi.registry import get_task
@@ -86,18 +87,20 @@ def read_source(task: Task, config: Any, wanted: Sequence[str]) -> Source:
     return Source(task, splits, notes)
 
 
-def read_unlabelled(task: Task, path: str | Path, first_id: int) -> Split:
+def read_unlabelled(task: Task, path: str | Path, first_id: int, shards: bool = False) -> Split:
     """Read text without labels; a label column in the file is not looked at.
 
     Args:
         task: The task whose text columns are read. A .txt file holds one text a line (sentence tasks).
         path: The file.
         first_id: Example id of the first row: ids go on where train's end.
+        shards: Whether `path` is what `read_shards` reads.
     """
     suffixes = [suffix.lower() for suffix in Path(path).suffixes if suffix.lower() != '.gz']
     plain, pairs = suffixes[-1:] == ['.txt'], len(task.text_columns) > 1
     # Of a pair, a .txt file holds the columns between tabs.
-    tables = [read_table(path, keep_faults=True)] if plain and pairs else read_pieces(path)
+    in_pieces = read_shards(str(path)) if shards else read_pieces(path)
+    tables = [read_table(path, keep_faults=True)] if plain and pairs else in_pieces
     columns: tuple[str, ...] = ('text',) if plain and not pairs else ()
     faults: list[Fault] = []
     parts: list[tuple[Texts, ...]] = []
@@ -122,8 +125,8 @@ def _unlabelled_columns(task: Task, table: Table) -> tuple[str, ...]:
     if missing := [name for name in columns if name not in table.columns]:
         found = ', '.join(repr(name[:40]) for name in list(table.columns)[:12])
         raise DataError(
-            f'{table.source}: there is no column {missing[0]!r}, the columns are {found}; data.unlabelled wants '
-            f"train's text under the same name, {' and '.join(columns)}."
+            f'{table.source}: there is no column {missing[0]!r}, the columns are {found}; text without labels stands '
+            f"under the names of train's, {' and '.join(columns)}."
         )
     return columns
 

@@ -134,9 +134,9 @@ def load_task_data(task: Task | str, config: Any, *, calibrate: float | None = N
 
     In this order: own data without a dev file keep a fifth aside as 'dev'; `validation_fraction` of train becomes
     'held_out', in place of the evaluation splits; `class_imbalance`; `train_rows`; `labelled_rows` (the others
-    become unlabelled); the `unlabelled` file; `label_noise`; the share to `calibrate` on; `eval_rows`. Only
-    `data.seed` plays a part, so that runs with different seeds see the same rows, and a smaller training set is part
-    of every larger one. The evaluation splits do not depend on any seed.
+    become unlabelled); the `unlabelled` file and `streaming` shards; `label_noise`; the share to `calibrate` on;
+    `eval_rows`. Only `data.seed` plays a part, so that runs with different seeds see the same rows, and a smaller
+    training set is part of every larger one. The evaluation splits do not depend on any seed.
 
     Args:
         task: A task or its name.
@@ -233,9 +233,11 @@ def _training(
     if labelled and labelled < len(chosen):
         unlabelled = without_labels(take(chosen, np.arange(labelled, len(chosen))))
         chosen = take(chosen, np.arange(labelled))
-    if path := getattr(config, 'unlabelled', None):
-        extra = read_unlabelled(task, path, next_id)
-        unlabelled = extra if unlabelled is None else concatenate(unlabelled, extra)
+    for key in ('unlabelled', 'streaming'):
+        if path := getattr(config, key, None):
+            extra = read_unlabelled(task, path, next_id, shards=key == 'streaming')
+            next_id += len(extra)
+            unlabelled = extra if unlabelled is None else concatenate(unlabelled, extra)
     if noise := getattr(config, 'label_noise', 0.0):
         chosen = add_label_noise(chosen, noise, task.num_classes, seed)
         notes.append(f'{noise:.0%} of the training labels were replaced by wrong ones (data.label_noise).')

@@ -46,7 +46,7 @@ _WHOLE_FILE = ('run_name', 'output_dir', 'code_paths')
 _PATHS: dict[str, tuple[str, ...] | None] = {
     **dict.fromkeys((*_WHOLE_FILE, 'algorithms', 'callbacks', 'loggers')),
     'model': ('name_or_path',),
-    'data': ('path', 'hub', 'unlabelled', 'cache_dir'),
+    'data': ('path', 'hub', 'unlabelled', 'streaming', 'cache_dir'),
 }
 
 

@@ -67,6 +67,9 @@ class DataConfig(Section):
     """Score on so many rows of each evaluation split."""
     unlabelled: PathString | None = None
     """A file of text without labels, for distillation; of any size, read in pieces."""
+    streaming: PathString | None = None
+    """The same from MDS shards, a folder or a bucket (``s3://bucket/folder``), as ``streaming.MDSWriter`` writes them;
+    one shard at a time is on the machine. Needs ``composer-cmi[streaming]``."""
     validation_fraction: float | None = Field(None, gt=0, lt=1)
     """Hold out this share of train for evaluation, instead of the task's own evaluation split."""
     text_columns: list[Name] | None = Field(None, min_length=1, max_length=2)
