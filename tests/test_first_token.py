@@ -192,6 +192,19 @@ def test_other_families_are_left_alone(family, changes):
     assert not narrowed(model)
 
 
+class OwnClassifier(transformers.BertForSequenceClassification):
+    """Takes and gives something else."""
+
+    def forward(self, texts: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().forward(input_ids=texts).logits
+
+
+def test_a_class_of_somebody_elses_is_left_alone():
+    model = OwnClassifier(transformers.BertConfig(**SIZE))
+    assert not skip_unread_tokens(model)
+    assert not narrowed(model)
+
+
 @pytest.mark.parametrize('how', ['forward', 'class', 'dropout', 'asked'])
 def test_an_attention_that_was_replaced_or_is_asked_for_more_is_computed_in_full(how):
     model = make('Bert')

@@ -16,6 +16,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 __all__ = ['skip_unread_tokens']
 
+_TRANSFORMERS = 'transformers.models.'
+
 
 def skip_unread_tokens(model: nn.Module) -> bool:
     """Lets the last layer of a Hugging Face encoder compute the first token alone, in place, where no other is read.
@@ -139,7 +141,9 @@ def _last_layer(model: Any) -> nn.Module | None:
     trunk: Any = getattr(model, 'base_model', None)
     config: Any = getattr(model, 'config', None)
     count = getattr(config, 'num_hidden_layers', None)
-    if not count or trunk is None or config.output_hidden_states or config.output_attentions:
+    # Of others' classes nobody knows what their forward takes and gives.
+    theirs = type(model).__module__.startswith(_TRANSFORMERS)
+    if not theirs or not count or trunk is None or config.output_hidden_states or config.output_attentions:
         return None
     lists = (module for module in trunk.modules() if isinstance(module, nn.ModuleList) and len(module) == count)
     return next((layers[-1] for layers in lists), None)
@@ -149,7 +153,7 @@ def _is_known(heads: Any, parts: Sequence[str]) -> bool:
     """Whether it is an attention of transformers itself, made of these parts, that takes masks that can be cut."""
     implementation = getattr(getattr(heads, 'config', None), '_attn_implementation', 'sdpa')
     return (
-        type(heads).__module__.startswith('transformers.models.')
+        type(heads).__module__.startswith(_TRANSFORMERS)
         and all(hasattr(heads, part) for part in parts)
         and not getattr(heads, 'is_decoder', False)
         and 'Flash' not in type(heads).__name__

@@ -248,9 +248,8 @@ def build_trainer(setup: Setup, identity: dict[str, Any], checkpoint: Path | Non
     # The gradient scaler of amp_fp16 may meet an overflow and skip the step.
     first = [] if setup.precision == Precision.AMP_FP16 else [watch]
     measures: list[RowMeasures] = []
-    if (
-        compiled := config.train.compile
-    ) is False:  # the hooks of a second reader are more than compiled code's guards bear
+    compiled = config.train.compile
+    if compiled is False:  # the hooks of a second reader are more than compiled code's guards bear
         measures = [RowMeasures(FeatureReader(setup.model), setup.data.task.primary_metric)]
     elif dist.get_global_rank() == 0:
         print('train.compile: training rows are not measured on their way; the picture has the held-out ones alone.')
