@@ -83,7 +83,7 @@ def list_command(
 def _lines(kind: str) -> Iterator[str]:
     kinds: dict[str, Callable[[], tuple[list[str], Callable[[str], Any]]]] = {
         'tasks': lambda: (registry.known_tasks(), registry.get_task),
-        'algorithms': lambda: (registry.known_algorithms(), registry.get_algorithm),
+        'algorithms': _algorithms,
         'models': lambda: (registry.known_models(), registry.get_model),
         'loggers': _loggers,
         'callbacks': _callbacks,
@@ -102,6 +102,12 @@ def _lines(kind: str) -> Iterator[str]:
                 yield f'  {entry:<{max(map(len, entries))}}  {_summary(get, entry)}'[:width]
     if kind in ('models', 'all'):
         yield 'Any Hugging Face hub name or folder, and any finished run folder, is a model too.'
+
+
+def _algorithms() -> tuple[list[str], Callable[[str], Any]]:
+    from composer_cmi.run.parts.by_name import get_algorithm, known_algorithms
+
+    return known_algorithms(), get_algorithm
 
 
 def _loggers() -> tuple[list[str], Callable[[str], Any]]:

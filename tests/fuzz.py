@@ -23,12 +23,19 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import BaseModel
 
-from composer_cmi import registry
 from composer_cmi.arguments import argument_types
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.config import RunConfig, load_config
 from composer_cmi.run.loggers import get_logger, known_loggers
-from composer_cmi.run.parts.by_name import OPTIMIZERS, SCHEDULERS, get_callback, has_warmup, known_callbacks
+from composer_cmi.run.parts.by_name import (
+    OPTIMIZERS,
+    SCHEDULERS,
+    get_algorithm,
+    get_callback,
+    has_warmup,
+    known_algorithms,
+    known_callbacks,
+)
 from composer_cmi.run.setup import build_algorithms, build_callbacks
 from composer_cmi.study.config import Arm, Setting, StudyConfig, load_study
 from file_fuzz import FILE_KINDS, fuzz_file
@@ -102,7 +109,7 @@ def run_cases() -> Iterator[Case]:
     for key in schema_keys(RunConfig):
         yield from cases(base, key, read_run)
     for section, known, get in (
-        ('algorithms', registry.known_algorithms(), registry.get_algorithm),
+        ('algorithms', known_algorithms(), get_algorithm),
         ('loggers', known_loggers(), get_logger),
         ('callbacks', known_callbacks(), get_callback),
     ):

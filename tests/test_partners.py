@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 import toys
+from composer_cmi import registry
 from composer_cmi.algorithms import (
     CMIMaximization,
     CMIRegularization,
@@ -47,6 +48,8 @@ from composer_cmi.algorithms import (
     RDrop,
     SupervisedContrast,
 )
+from composer_cmi.errors import ConfigError
+from composer_cmi.run.parts.by_name import get_algorithm, known_algorithms
 
 DOCS = Path(__file__).parents[1] / 'docs' / 'partners.md'
 STEPS = 8
@@ -249,6 +252,21 @@ def test_what_composer_itself_does_not_do_with_language_models(make):
         train(Partner(bert), [make(**keys)])
 
 
+def in_runs() -> list[str]:
+    """Which of Composer's a YAML file can name, and what one reads who names another."""
+    names = sorted(registry.composer_algorithms())
+    refused: dict[str, list[str]] = {}
+    for name in names:
+        try:
+            get_algorithm(name)
+        except ConfigError as error:
+            refused.setdefault(str(error).partition(': ')[2], []).append(name)
+    works = [name for name in names if name in known_algorithms()]
+    lines = ['', '## In a run of a YAML file', '', 'Of these, and of the rest of Composer, a file can name']
+    lines += [f'`{"`, `".join(works)}`. The others are refused before the run:', '']
+    return lines + [f'* `{"`, `".join(group)}`: {reason}' for reason, group in refused.items()]
+
+
 def table() -> str:
     """The page of the documentation."""
     lines = [
@@ -269,7 +287,7 @@ def table() -> str:
         lines.append(f'| {name.removesuffix(" (CNN)")} | {model} | {" | ".join(found)} | {partner.note} |')
     lines += ['', 'The reasons, as the user reads them before training starts:', '']
     lines += sorted({f'* {text.removeprefix("refused: ")}' for text in FOUND.values() if text.startswith('refused')})
-    return '\n'.join(lines) + '\n'
+    return '\n'.join([*lines, *in_runs()]) + '\n'
 
 
 def test_the_page_says_what_was_found():

@@ -32,6 +32,7 @@ from composer_cmi.run.distill import prepare_distillation
 from composer_cmi.run.loggers import build_logger
 from composer_cmi.run.measures.row_measures import RowMeasures
 from composer_cmi.run.models import build_model, silence_transformers
+from composer_cmi.run.notes import notes_before, readers_of_all_tokens
 from composer_cmi.run.outputs.checkpoints import CHECKPOINTS, CheckedCheckpoints, loading
 from composer_cmi.run.outputs.history import HistoryLogger
 from composer_cmi.run.outputs.identity import refuse_other
@@ -41,6 +42,7 @@ from composer_cmi.run.progress import DivergenceCheck, ProgressBar
 from composer_cmi.run.ranks import start_device
 from composer_cmi.run.scoring import task_metrics
 from composer_cmi.run.setup import (
+    DISTILLATION,
     build_algorithms,
     build_callbacks,
     build_optimizer,
@@ -49,8 +51,6 @@ from composer_cmi.run.setup import (
     choose_precision,
     cpu_bfloat16,
     rank_batch_size,
-    reads_all_tokens,
-    slow_bfloat16,
     to_steps,
     user_errors,
 )
@@ -58,8 +58,6 @@ from composer_cmi.teachers.pretrained import check_fit
 from composer_cmi.teachers.safe_load import safe_loading
 
 __all__ = ['Setup', 'build_trainer', 'prepare', 'score_key']
-
-DISTILLATION = 'knowledge_distillation'
 
 
 @dataclass(frozen=True)
@@ -114,11 +112,9 @@ def prepare(config: RunConfig, data: TaskData) -> Setup:
         for temperature in (2.0, 0.5):  # exact in binary numbers: the head ends as it was
             divide_head(model, inputs, temperature)
     metrics = task_metrics(data.task)
-    weights, notes = None, [*data.notes, *slow_bfloat16(config.train, device)]
+    weights = None
     if config.train.class_weights is not None:
         weights = class_weights(config.train.class_weights, data.label_names, data.train.labels)
-        told = ', '.join(f'{name} {each:.3g}' for name, each in zip(data.label_names, weights.tolist(), strict=True))
-        notes.append(f'Weights of the classes in the cross-entropy: {told}.')
     composer_model = build_composer_model(
         model,
         tokenizer,
@@ -155,10 +151,11 @@ def prepare(config: RunConfig, data: TaskData) -> Setup:
         calibration_data = None if data.calibration is None else measured(data.calibration)
     callbacks = _callbacks(config, composer_model, metrics, [*eval_data])
     algorithms = build_algorithms(config.algorithms)
-    if not reads_all_tokens(config, [*algorithms, *callbacks]):
+    readers = readers_of_all_tokens(config, algorithms, callbacks)
+    if not readers:
         skip_unread_tokens(model)
     with user_errors(f'algorithms.{DISTILLATION}'):
-        for algorithm in algorithms:
+        for algorithm in algorithms.values():
             if isinstance(algorithm, KnowledgeDistillation):
                 prepare_distillation(
                     algorithm,
@@ -178,17 +175,17 @@ def prepare(config: RunConfig, data: TaskData) -> Setup:
         train_data=train_data,
         eval_data=eval_data,
         calibration_data=calibration_data,
-        algorithms=algorithms,
-        callbacks=callbacks,
+        algorithms=[*algorithms.values()],
+        callbacks=[*callbacks.values()],
         device=device,
         precision=precision,
-        notes=notes,
+        notes=[*notes_before(config, data, device, weights, readers)],
     )
 
 
 def _callbacks(
     config: RunConfig, model: HuggingFaceModel, metrics: Mapping[str, Metric], splits: Sequence[str]
-) -> list[Callback]:
+) -> dict[str, Callback]:
     """Those of the file, pointed at what the run measures, and the one that keeps the best weights.
 
     Raises:
@@ -207,7 +204,7 @@ def _callbacks(
                 f'{name.removeprefix("train.")} waits for evaluations in training, and train.eval_interval: '
                 f'{config.train.eval_interval!r} asks for none.'
             )
-    return [*built.values()]
+    return built
 
 
 class Built(NamedTuple):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,9 +23,10 @@ from composer_cmi.data.delimited import DataError
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.config.loading import check_values
 from composer_cmi.run.config.schema import OptimizerConfig, RunConfig, TrainConfig
-from composer_cmi.run.parts.by_name import OPTIMIZERS, get_callback, get_scheduler, has_warmup
+from composer_cmi.run.parts.by_name import OPTIMIZERS, get_algorithm, get_callback, get_scheduler, has_warmup
 
 __all__ = [
+    'DISTILLATION',
     'build_algorithms',
     'build_callbacks',
     'build_optimizer',
@@ -36,11 +36,11 @@ __all__ = [
     'cpu_bfloat16',
     'is_here',
     'rank_batch_size',
-    'reads_all_tokens',
-    'slow_bfloat16',
     'to_steps',
     'user_errors',
 ]
+
+DISTILLATION = 'knowledge_distillation'
 
 
 @contextmanager
@@ -151,16 +151,16 @@ def build_callbacks(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Call
     return built
 
 
-def build_algorithms(sections: Mapping[str, Mapping[str, Any]]) -> list[Algorithm]:
-    """Construct each algorithm from its YAML section.
+def build_algorithms(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Algorithm]:
+    """Construct each algorithm from its YAML section, by name.
 
     Raises:
         ConfigError: if an algorithm refuses its arguments.
     """
-    built = []
+    built = {}
     for name, kwargs in sections.items():
         with user_errors(f'algorithms.{name}'):
-            built.append(registry.get_algorithm(name)(**kwargs))
+            built[name] = get_algorithm(name)(**kwargs)
     return built
 
 
@@ -194,15 +194,6 @@ def choose_precision(config: TrainConfig, device: Device) -> Precision:
 def cpu_bfloat16(config: TrainConfig, device: Device) -> bool:
     """Whether the forward passes of training run in bfloat16 on a CPU; evaluation and teachers stay in fp32."""
     return isinstance(device, DeviceCPU) and config.precision == 'amp_bf16'
-
-
-def slow_bfloat16(config: TrainConfig, device: Device) -> list[str]:
-    """The note of a run that asks an x86 processor for bfloat16 which it does not have, and will only lose time."""
-    if not cpu_bfloat16(config, device) or platform.machine() not in ('x86_64', 'AMD64'):
-        return []
-    if torch.cpu._is_avx512_bf16_supported():
-        return []
-    return ['train.precision: this processor has no bfloat16 of its own; amp_bf16 is slower on it than fp32.']
 
 
 def rank_batch_size(batch_size: int, key: str) -> int:
@@ -239,10 +230,3 @@ def build_parallelism(config: RunConfig) -> dict[str, Any] | None:
     check_values(argument_types(FSDP2Config), config.fsdp, 'fsdp')
     state_dict_type = 'sharded' if config.checkpoint.save_sharded else 'full'
     return {'fsdp': FSDP2Config(**config.fsdp, state_dict_type=state_dict_type)}
-
-
-def reads_all_tokens(config: RunConfig, parts: Sequence[Algorithm | Callback]) -> bool:
-    """Whether someone may read more of the encoder than its head does: features of a named module, code of others."""
-    named = any({'feature_module', 'feature_position'} & {*(given or ())} for given in config.algorithms.values())
-    foreign = any(type(part).__module__.split('.')[0] not in ('composer', 'composer_cmi') for part in parts)
-    return named or foreign or 'activation_monitor' in config.callbacks

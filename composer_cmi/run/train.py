@@ -22,6 +22,7 @@ from composer_cmi.run.calibrate.temperature import divided, fit_temperature
 from composer_cmi.run.config.schema import RunConfig
 from composer_cmi.run.evaluate import Evaluation, evaluate, information
 from composer_cmi.run.models import build_model
+from composer_cmi.run.notes import notes_after, print_notes
 from composer_cmi.run.outputs.export import export_model, sample_of
 from composer_cmi.run.outputs.files import read_checked, write_features, write_json, write_predictions
 from composer_cmi.run.outputs.folder import (
@@ -102,6 +103,7 @@ def look_up(config: RunConfig, inputs: dict[str, str]) -> RunResults | None:
 def _train(config: RunConfig, data: TaskData, inputs: dict[str, str], began: float) -> RunResults:
     started = time.perf_counter()
     setup = prepare(config, data)
+    print_notes(setup.notes)
     if not any(key.startswith('model') for key in inputs):
         # Only now that it has been loaded is the commit of a model on the hub known.
         inputs = from_rank_zero(lambda: fingerprints(config, data))
@@ -142,16 +144,9 @@ def _train(config: RunConfig, data: TaskData, inputs: dict[str, str], began: flo
         before_seconds=None if history.first_step is None else history.first_step - began,
     )
     history.seal()
-    for algorithm in setup.algorithms:
-        words = algorithm.raised_words() if isinstance(algorithm, KnowledgeDistillation) else ''
-        if words and dist.get_global_rank() == 0:
-            print(words)
-    if steps < asked:
-        # Without numbers of this run: a study says it once of all its runs.
-        setup.notes.append(
-            f'Training was ended before its {asked} steps: where a callback looked at {setup.primary_split} for that, '
-            'its length is a selection on rows that are reported.'
-        )
+    print_notes(each.raised_words() for each in setup.algorithms if isinstance(each, KnowledgeDistillation))
+    print_notes(ended := [*notes_after(setup.primary_split, asked, steps, selection)])
+    setup.notes.extend(ended)
     return _write_folder(setup, inputs, before, after, aside, selection, timing, history.last_step)
 
 
@@ -189,10 +184,6 @@ def _keep_best(setup: Setup) -> Selection | None:
     if kept is None or metric is None or kept.value is None:
         return None
     kept.restore()
-    setup.notes.append(
-        f'The weights are those of the best evaluation on {kept.split} by {metric} (train.keep_best): a selection on '
-        'rows that are reported, which flatters their scores.'
-    )
     return Selection(metric=metric, split=kept.split, value=kept.value, step=kept.step, evaluations=kept.evaluations)
 
 
@@ -247,7 +238,7 @@ def _write_folder(
         teacher=_teacher_facts(setup.algorithms),
         selection=selection,
         calibration=calibration,
-        notes=setup.notes,
+        notes=[*data.notes, *setup.notes],
         config=config.resolved(),
     )
 

@@ -151,14 +151,14 @@ def _check_names(config: RunConfig, source: str) -> None:
     """Whatever is named in a file, and its arguments by the signature of the class."""
     from composer_cmi.data.tasks import get_task
     from composer_cmi.run.loggers import check_file_names, get_logger
-    from composer_cmi.run.parts.by_name import OPTIMIZERS, get_callback, get_scheduler, has_warmup
+    from composer_cmi.run.parts.by_name import OPTIMIZERS, get_algorithm, get_callback, get_scheduler, has_warmup
     from composer_cmi.run.parts.classifier import lora_config
     from composer_cmi.run.setup import build_parallelism
 
     try:
         get_task(config.task)
         for name, kwargs in config.algorithms.items():
-            _check_arguments(registry.get_algorithm(name), kwargs, f'algorithms.{name}')
+            _check_arguments(get_algorithm(name), kwargs, f'algorithms.{name}')
         for name, kwargs in config.loggers.items():
             _check_arguments(get_logger(name), kwargs, f'loggers.{name}')
             check_file_names(name, kwargs)

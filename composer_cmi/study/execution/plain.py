@@ -16,9 +16,7 @@ __all__ = ['essence', 'is_plain_ce', 'only_measures']
 _STRENGTHS = ('weight', 'share', 'alpha', 'smoothing', 'separation', 'relation')
 
 # Of Composer's algorithms those that look for weights, or average them, whatever the loss is.
-_OF_ANY_LOSS = frozenset(
-    {'ema', 'gradient_clipping', 'layer_freezing', 'low_precision_groupnorm', 'low_precision_layernorm', 'swa'}
-)
+_OF_ANY_LOSS = frozenset({'ema', 'gradient_clipping', 'low_precision_layernorm', 'swa'})
 
 # What cross-entropy may choose for itself: which model, how fast, how long, on what machine. Any other key, dropout and
 # one that is yet to come among them, is a way to regularise: an arm that alone sets it is a method of its own.
