@@ -37,6 +37,7 @@ from config_tools import MINIMAL, loaded, refused
         ('train.eval_interval=3', r'train.eval_interval: .*string \(given: 3\)'),
         ('checkpoint.save_interval=0ba', r'would save nothing'),
         ('checkpoint.save_interval=1tok', r'must be counted in'),
+        ('checkpoint.save_sharded=true', r'checkpoint.save_sharded belongs to fsdp, which is not given'),
         ('data.labels=["", b]', r'data.labels.0: .*at least 1 character'),
         ('data.path=""', r'data.path: .*at least 1 character'),
         ('data.label_column="a\\0b"', r"data.label_column: 'a\\x00b' holds the character"),

@@ -82,3 +82,8 @@ def test_fsdp_with_a_searched_microbatch_size_is_refused_where_composer_cannot_s
     error = capsys.readouterr().err
     assert "train.microbatch_size: 'auto' together with fsdp fails in Composer" in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_a_searched_microbatch_size_needs_a_gpu(tmp_path, capsys):
+    assert run_file(str(make_all(tmp_path)), ['train.microbatch_size=auto']) == 2
+    assert "train.microbatch_size: 'auto' needs a GPU, and this is a cpu:" in capsys.readouterr().err

@@ -50,7 +50,7 @@ from composer_cmi.run.setup import (
     build_scheduler,
     choose_precision,
     cpu_bfloat16,
-    rank_batch_size,
+    microbatch_size,
     to_steps,
     user_errors,
 )
@@ -101,7 +101,7 @@ def prepare(config: RunConfig, data: TaskData) -> Setup:
     """
     device = start_device(config.train.device)
     precision = choose_precision(config.train, device)
-    rank_batch_size(config.train.batch_size, 'train.batch_size')
+    microbatch_size(config.train, device)
     silence_transformers()
     # The head is random: the same seed gives every arm, and every rank, the same one.
     reproducibility.seed_all(config.seed)
@@ -240,7 +240,6 @@ def build_trainer(setup: Setup, identity: dict[str, Any], checkpoint: Path | Non
     loggers += [build_logger(name, kwargs, config.folder) for name, kwargs in config.loggers.items()]
     if config.train.progress_bar:
         loggers.append(ProgressBar(config.folder.name, shown))
-    rank_batch = rank_batch_size(config.train.batch_size, 'train.batch_size')
     watch, ending = DivergenceCheck(), Ending(steps)
     # The gradient scaler of amp_fp16 may meet an overflow and skip the step.
     first = [] if setup.precision == Precision.AMP_FP16 else [watch]
@@ -284,7 +283,7 @@ def build_trainer(setup: Setup, identity: dict[str, Any], checkpoint: Path | Non
             progress_bar=False,
             device=setup.device,
             precision=setup.precision,
-            device_train_microbatch_size=config.train.microbatch_size or rank_batch,
+            device_train_microbatch_size=microbatch_size(config.train, setup.device),
             parallelism_config=build_parallelism(config),
             callbacks=[*first, *measures, *setup.callbacks, ending, saver],
             compile_config=None if compiled is False else {} if compiled is True else compiled,

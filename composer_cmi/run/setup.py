@@ -35,7 +35,7 @@ __all__ = [
     'choose_precision',
     'cpu_bfloat16',
     'is_here',
-    'rank_batch_size',
+    'microbatch_size',
     'to_steps',
     'user_errors',
 ]
@@ -196,16 +196,21 @@ def cpu_bfloat16(config: TrainConfig, device: Device) -> bool:
     return isinstance(device, DeviceCPU) and config.precision == 'amp_bf16'
 
 
-def rank_batch_size(batch_size: int, key: str) -> int:
-    """One rank's share of a global batch.
+def microbatch_size(config: TrainConfig, device: Device) -> int | str:
+    """The rows of one forward pass, by default all of a rank's batch; 'auto' where Composer can search for it.
 
     Raises:
-        ConfigError: if the ranks do not divide it.
+        ConfigError: if the ranks do not divide the batch, and for a search on what is no GPU.
     """
     world_size = dist.get_world_size()
-    if batch_size % world_size:
-        raise ConfigError(f'{key}: {batch_size} rows cannot be shared evenly by {world_size} ranks.')
-    return batch_size // world_size
+    if config.batch_size % world_size:
+        raise ConfigError(f'train.batch_size: {config.batch_size} rows cannot be shared evenly by {world_size} ranks.')
+    if config.microbatch_size == 'auto' and not isinstance(device, DeviceGPU):
+        raise ConfigError(
+            f"train.microbatch_size: 'auto' needs a GPU, and this is a {device.name}: give the number of rows, or "
+            'leave it out.'
+        )
+    return config.microbatch_size or config.batch_size // world_size
 
 
 def build_parallelism(config: RunConfig) -> dict[str, Any] | None:

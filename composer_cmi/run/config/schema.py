@@ -110,6 +110,12 @@ class RunConfig(Section):
         own = [key for key in data if key in _PATHS and (key in _WHOLE_FILE or data.get('arms') is None)]
         return {**data, **{key: _fill_in(data[key], _PATHS[key], str(task), str(seed)) for key in own}}
 
+    @model_validator(mode='after')
+    def _of_fsdp(self) -> RunConfig:
+        if self.checkpoint.save_sharded and self.fsdp is None:
+            raise ValueError('checkpoint.save_sharded belongs to fsdp, which is not given')
+        return self
+
     @property
     def folder(self) -> Path:
         """The run folder."""
