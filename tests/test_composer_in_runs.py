@@ -38,6 +38,13 @@ def test_an_algorithm_runs_with_an_effect_or_is_refused_before_the_run(tmp_path,
     assert (logits[0] != logits[1]) == (name != IN_FP32)
 
 
+@pytest.mark.parametrize('name', WITH_PLACE)
+def test_an_algorithm_runs_beside_an_adapter(tmp_path, capsys, name):
+    adapter = {'r': 2, 'target_modules': ['query', 'value']}
+    code = run_file(str(make_all(tmp_path, algorithms={name: ARGUMENTS.get(name, {})}, peft=adapter)), [])
+    assert code == 0, capsys.readouterr().err
+
+
 @pytest.mark.parametrize('name', known_callbacks())
 def test_a_callback_runs(tmp_path, capsys, name):
     code = run_file(str(make_all(tmp_path, callbacks={name: ARGUMENTS.get(name, {})})), [])

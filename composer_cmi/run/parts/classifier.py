@@ -135,6 +135,16 @@ class _ClassifierModel(HuggingFaceModel):
         self.label_smoothing, self.in_bfloat16 = label_smoothing or 0.0, bfloat16
         self.register_buffer('class_weights', weights, persistent=False)
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        if not self.using_peft:
+            return super().load_state_dict(state_dict, strict, assign)
+        # Of an adapted model the state dict has what is trained alone, and Composer's SWA reads one back.
+        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        missing = self.state_dict().keys() - state_dict.keys()
+        if strict and (missing or result.unexpected_keys):
+            raise RuntimeError(f'Missing: {sorted(missing)}. Unexpected: {result.unexpected_keys}.')
+        return result
+
     def eval_forward(self, batch: Any, outputs: Any = None) -> Any:
         # Composer would give an encoder-decoder the classes as its decoder's words; it makes those of the text itself.
         self.labels = batch.pop('labels')
