@@ -187,6 +187,25 @@ def test_under_torch_compile(backend: str):
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize('prepended', [False, True])
+def test_two_readers_under_torch_compile(prepended: bool):
+    """A CMI term and a relation to the teacher read the same features; torch 2.6 and 2.7 ended at a guard."""
+    torch.compiler.reset()
+    model, batch = make_classifier(nn.Dropout(0.5))
+    if prepended:
+        model.module.head.register_forward_pre_hook(lambda module, args: None)
+    readers = [FeatureReader(model), FeatureReader(model)]
+    compiled = torch.compile(model, backend='eager')
+    for reader in readers:
+        reader.attach(compiled)
+    for _ in range(2):
+        logits = compiled(batch)
+        for reader in readers:
+            torch.testing.assert_close(reader.read(batch, logits), model.module.body(batch[0]))
+            reader.clear()
+    torch.compiler.reset()
+
+
 def test_under_torch_compile_bert():
     torch.compiler.reset()
     model, batch = HuggingFaceModel(make_model('bert', head_dropout=0.5)), make_batch()

@@ -88,6 +88,9 @@ class FeatureReader:
             return
         for name in self._names:  # ahead of other hooks: FSDP2's may cast the input, which makes a new tensor
             self._hook(modules[name].register_forward_pre_hook, _before_head, with_kwargs=True, prepend=True)
+            hooks = modules[name]._forward_pre_hooks
+            for key in [*hooks]:  # torch.compile's guards count them in the order in which they came, so they come anew
+                hooks[key] = hooks.pop(key)
             self._hook(modules[name].register_forward_hook, _after_head)
         dropouts = [name for name, module in modules.items() if 'Dropout' in type(module).__name__]
         for name in outside_blocks(dropouts, modules, around=self._names):
