@@ -170,6 +170,23 @@ def test_tuning_on_reported_rows_is_refused(tmp_path):
     assert not events(tmp_path)
 
 
+@pytest.mark.parametrize('study', [TWO_ARMS, TUNED])
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'data.train_rows': 4000}, 'data.train_rows asks for 4000 rows, task bbc_headlines has 1671 to train on'),
+        ({'data.labelled_rows': 301}, r'data.labelled_rows asks for 301 rows, task bbc_headlines has (100|300)'),
+        ({'data.unlabelled': 'nowhere.txt'}, 'nowhere.txt'),
+        ({'calibrate': 0.001}, 'Holding out 0% of'),
+    ],
+)
+def test_rows_that_one_arm_alone_lacks_are_noticed_before_the_first_run(tmp_path, study, changes, words):
+    path = write_study(tmp_path, {**study, 'arms': {**study['arms'], 'greedy': changes}})
+    with pytest.raises(ConfigError, match=f'The arm greedy on (few|many): .*{words}'):
+        quiet_sweep(path)
+    assert not events(tmp_path)
+
+
 def test_texts_that_recur_in_the_reported_rows_are_left_out_of_the_choice(tmp_path):
     rows = [f'film number {i}\t{["pos", "neg"][i % 2]}' for i in range(60)]
     dev = [f'other {i}\t{["pos", "neg"][i % 2]}' for i in range(20)] + rows[:6]  # as CoLA has it: a few recur

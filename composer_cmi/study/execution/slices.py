@@ -1,8 +1,9 @@
-"""Proof, before anything runs, that what is tuned on and what is reported share no text."""
+"""Proof, before anything runs, that all rows are there, and that tuned and reported ones share no text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from composer_cmi.data.task_data import load_task_data
 from composer_cmi.errors import ConfigError
@@ -10,11 +11,33 @@ from composer_cmi.run.config import load_config
 from composer_cmi.study.config import StudyConfig
 from composer_cmi.study.execution.plan import Cell
 
-__all__ = ['check_slices']
+__all__ = ['check_data', 'check_slices']
 
 
 # A slice that is made of reported rows by half is no accident of texts that recur.
 _MOST_REPEATS = 0.5
+
+
+def check_data(study: StudyConfig, cells: Sequence[Cell]) -> None:
+    """Read what every run would read, each selection of rows once.
+
+    Args:
+        study: the study.
+        cells: the runs that are still to be done.
+
+    Raises:
+        ConfigError: a setting or an arm asks for rows that there are not, or that cannot be read.
+    """
+    read: set[tuple[Any, ...]] = set()
+    for cell in {(cell.setting, cell.arm, cell.candidate): cell for cell in cells}.values():
+        config = load_config(study.base, cell.overrides)
+        key = config.task, config.data.model_dump_json(), config.calibrate
+        if key not in read:
+            read.add(key)
+            try:
+                load_task_data(config.task, config.data, calibrate=config.calibrate)
+            except (ValueError, FileNotFoundError) as error:
+                raise ConfigError(f'The arm {cell.arm} on {cell.setting}: {error}') from error
 
 
 def check_slices(study: StudyConfig, tuning: Sequence[Cell], reported: Sequence[Cell]) -> dict[str, set[int]]:

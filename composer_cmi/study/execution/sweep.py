@@ -24,7 +24,7 @@ from composer_cmi.study.execution.facts import changes, definition, read_facts, 
 from composer_cmi.study.execution.plan import Cell, check_cells, plan_reported, plan_tuning
 from composer_cmi.study.execution.processes import LocalBackend, command_of, is_finished, job_of, log_file
 from composer_cmi.study.execution.progress import Progress
-from composer_cmi.study.execution.slices import check_slices
+from composer_cmi.study.execution.slices import check_data, check_slices
 from composer_cmi.study.execution.tuning import choose
 
 __all__ = ['BACKENDS', 'STUDY_FILE', 'TUNING_FILE', 'Summary', 'describe', 'run_cells', 'sweep']
@@ -83,11 +83,12 @@ def sweep(
     unsettled = {name for name, arm in study.arms.items() if arm.tune or arm.tuned_as}
     check_cells(study, [*tuning, *foreseen], may_differ=unsettled)
     repeats = check_slices(study, tuning, foreseen)
+    everything = [*tuning, *foreseen]
+    check_data(study, [cell for cell in everything if not is_finished(cell.folder)])
     names = f'{len(study.settings)} settings, arms {", ".join(study.arms)}, {len(study.seeds)} seeds'
     console.print(f'{study.name}: {names}; {len(tuning)} tuning runs, then {len(foreseen)} reported runs', markup=False)
     for setting, rows in repeats.items():
         console.print(f'{setting}: {len(rows)} rows of the held-out slice repeat reported texts; tuning ignores them')
-    everything = [*tuning, *foreseen]
     facts = read_facts(study.folder / STUDY_FILE)
     if changed := changes(facts.get('definition'), definition(study)):
         kept = sum(is_finished(cell.folder) for cell in everything)
