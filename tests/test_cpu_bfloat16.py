@@ -9,8 +9,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from composer_cmi.run.command import run_file
 from composer_cmi.run.config.schema import TrainConfig
-from composer_cmi.run.notes import slow_bfloat16
 from composer_cmi.run.parts.classifier import build_composer_model
+from composer_cmi.run.parts.notes import slow_bfloat16
 from run_tools import make_all, make_model, predictions
 
 

@@ -32,11 +32,11 @@ from composer_cmi.run.distill import prepare_distillation
 from composer_cmi.run.loggers import build_logger
 from composer_cmi.run.measures.row_measures import RowMeasures
 from composer_cmi.run.models import build_model, silence_transformers
-from composer_cmi.run.notes import notes_before, readers_of_all_tokens
 from composer_cmi.run.outputs.checkpoints import CHECKPOINTS, CheckedCheckpoints, loading
 from composer_cmi.run.outputs.history import HistoryLogger
 from composer_cmi.run.outputs.identity import refuse_other
 from composer_cmi.run.parts.classifier import build_composer_model, class_weights
+from composer_cmi.run.parts.notes import notes_before, readers_of_all_tokens
 from composer_cmi.run.parts.selection import Ending, KeepBest, lower_is_better, metric_name, settle_monitor
 from composer_cmi.run.progress import DivergenceCheck, ProgressBar
 from composer_cmi.run.ranks import start_device

@@ -22,7 +22,6 @@ from composer_cmi.run.calibrate.temperature import divided, fit_temperature
 from composer_cmi.run.config.schema import RunConfig
 from composer_cmi.run.evaluate import Evaluation, evaluate, information
 from composer_cmi.run.models import build_model
-from composer_cmi.run.notes import notes_after, print_notes
 from composer_cmi.run.outputs.export import export_model, sample_of
 from composer_cmi.run.outputs.files import read_checked, write_features, write_json, write_predictions
 from composer_cmi.run.outputs.folder import (
@@ -49,6 +48,7 @@ from composer_cmi.run.outputs.results import (
 from composer_cmi.run.outputs.views import add_views
 from composer_cmi.run.parts.classifier import build_composer_model
 from composer_cmi.run.parts.memory import keep_freed_memory
+from composer_cmi.run.parts.notes import notes_after, print_notes
 from composer_cmi.run.parts.selection import KeepBest
 from composer_cmi.run.prepare import Setup, build_trainer, prepare, score_key
 from composer_cmi.run.scoring import score
