@@ -69,3 +69,29 @@ def test_a_teacher_at_chance_is_refused_before_the_student_trains(tmp_path, caps
     assert 'commonest class' in capsys.readouterr().err
     assert not (tmp_path / 'runs' / 'tiny' / 'checkpoints').exists()
     assert run_file(path, ['algorithms.knowledge_distillation.allow_weak_teacher=true']) == 0
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'algorithms.cmi_regularization': {'tau': 0.2}}, 'algorithms.cmi_regularization: tau=0.2 means nothing'),
+        ({'algorithms.cmi_regularization': {'start': '1dur'}}, "algorithms.cmi_regularization.start: '1dur' is not"),
+        ({'scheduler.warmup': '9ba'}, 'scheduler.warmup: 9 steps leave nothing of the 9 steps'),
+        ({'callbacks.early_stopper': {'monitor': 'nil'}}, "callbacks.early_stopper.monitor: unknown metric 'nil'"),
+        ({'train.keep_best': 'nil'}, "train.keep_best: unknown metric 'nil'"),
+        ({'train.keep_best': 'nll', 'train.eval_interval': '0ba'}, 'keep_best waits for evaluations in training'),
+        ({'train.precision': 'amp_fp16'}, "train.precision: 'amp_fp16' needs a GPU"),
+        ({'train.class_weights': {'food': 2, 'sport': 1}}, 'train.class_weights'),
+        ({'optimizer': {'name': 'decoupled_sgdw', 'arguments': {'momentum': -1.0}}}, 'optimizer.arguments'),
+        ({'peft.target_modules': ['nothing']}, 'peft: '),
+        ({'algorithms.cmi_regularization.feature_module': 'bert.poler'}, 'algorithms.cmi_regularization: '),
+        ({'model.keep_layers': [0, 5]}, 'model.keep_layers: [0, 5] must be different numbers from 0 to 1'),
+        ({'data.max_length': 64}, 'data.max_length: 64 is more than the 32 positions of the model'),
+    ],
+)
+def test_a_later_arm_is_refused_before_the_first_one_trains(tmp_path, capsys, changes, words):
+    path = make_all(tmp_path, arms={'ce': {}, 'later': changes}, algorithms={})
+    assert run_file(str(path), []) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('composer-cmi: ') and f'arm later: {words}' in error, error
+    assert not list((tmp_path / 'runs').glob('**/results.json'))

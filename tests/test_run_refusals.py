@@ -39,6 +39,11 @@ BAD_INPUT = {
     'unknown peft key': (['peft.rank=8'], None, r"unknown key 'peft.rank'"),
     'unknown fsdp key': (['fsdp.shard=1'], None, r"unknown key 'fsdp.shard'"),
     'warm-up of the whole run': (['scheduler.warmup=1dur'], None, r'scheduler.warmup: 9 steps leave nothing'),
+    'term of after the training': (
+        ['algorithms.cmi_regularization.start=9ba'],
+        None,
+        r"algorithms.cmi_regularization.start: '9ba' is not before the end of the training at 9 steps",
+    ),
     'label that the task does not have': (['data.labels=[food, sport]'], None, r'weather'),
     'more rows than there are': (['data.train_rows=1000'], None, r'1000'),
 }

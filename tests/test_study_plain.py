@@ -19,7 +19,8 @@ from composer_cmi.run.config import RunConfig
 from composer_cmi.study.config import combinations, load_study
 from composer_cmi.study.execution import plain
 from composer_cmi.study.execution.plain import is_plain_ce
-from composer_cmi.study.execution.plan import check_cells, names_of_tuned_ce, plan_reported, plan_tuning
+from composer_cmi.study.execution.plan import names_of_tuned_ce, plan_reported, plan_tuning
+from composer_cmi.study.execution.refusals import check_cells
 from sweep_tools import BASE, TWO_ARMS, write_study
 
 ROOT = Path(__file__).parents[1]
@@ -169,6 +170,7 @@ BASELINES = {
     'average': ['ce'],
     'mincmi_small': ['ce_tuned'],
     'family': ['ce_short', 'ce'],
+    'family_binary': ['ce_long', 'ce'],
     'paper_tasks': ['ce'],
     'paper_base': ['ce'],
     'rte_longer': ['ce'],

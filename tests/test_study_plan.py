@@ -12,8 +12,8 @@ from composer_cmi.errors import ConfigError
 from composer_cmi.run.config import load_config
 from composer_cmi.study.config import load_study, short_names
 from composer_cmi.study.execution.facts import study_facts
-from composer_cmi.study.execution.plan import check_cells, expanded_comparisons, plan_reported, plan_tuning
-from composer_cmi.study.execution.slices import check_slices
+from composer_cmi.study.execution.plan import expanded_comparisons, plan_reported, plan_tuning
+from composer_cmi.study.execution.refusals import check_cells, check_slices
 from composer_cmi.study.execution.tuning import choose
 from report_tools import write_scored_run
 from sweep_tools import BASE, TUNED, TWO_ARMS, events, quiet_sweep, write_study

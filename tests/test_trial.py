@@ -14,7 +14,8 @@ from rich.console import Console
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.config import load_config
 from composer_cmi.study.config import load_study
-from composer_cmi.study.execution.plan import check_cells, plan_reported, plan_tuning
+from composer_cmi.study.execution.plan import plan_reported, plan_tuning
+from composer_cmi.study.execution.refusals import check_cells
 from composer_cmi.study.findings.analysis import compare
 from composer_cmi.study.findings.study import load_runs
 from composer_cmi.study.trial import files

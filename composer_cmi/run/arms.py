@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from composer.devices import Device
@@ -13,11 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from composer_cmi.data.task_data import TaskData
+from composer_cmi.errors import ConfigError
 from composer_cmi.run.config import arm_configs
 from composer_cmi.run.config.schema import RunConfig
 from composer_cmi.run.outputs.folder import from_rank_zero
 from composer_cmi.run.outputs.identity import fingerprints
 from composer_cmi.run.outputs.results import RunResults
+from composer_cmi.run.parts.rehearsal import model_key, rehearse, rehearse_model
 from composer_cmi.run.ranks import start_device
 from composer_cmi.run.train import load_data, look_up, train_run
 from composer_cmi.text import for_rich
@@ -44,6 +46,7 @@ def run_all(config: RunConfig, began: float | None = None) -> dict[str, RunResul
     # Everything that can be refused is refused before the first arm trains.
     datasets = _load_all(arms)
     done = {name: look_up(arm, _inputs(arm, datasets[name])) for name, arm in arms.items()}
+    _rehearse_later({name: arm for name, arm in arms.items() if done[name] is None}, datasets)
     results = {}
     shown = ''
     for name, arm in arms.items():
@@ -73,6 +76,21 @@ def _load_all(arms: Mapping[str, RunConfig]) -> dict[str, TaskData]:
             read[key] = load_data(arm)
         found[name] = read[key]
     return found
+
+
+def _rehearse_later(arms: Mapping[str, RunConfig], datasets: Mapping[str, TaskData]) -> None:
+    # The first one is refused, if at all, before it trains.
+    built: set[Hashable] = {None}
+    for place, (name, arm) in enumerate(arms.items()):
+        model = model_key(arm, datasets[name])
+        try:
+            if place:
+                rehearse(arm, datasets[name])
+            if place and model not in built:
+                rehearse_model(arm, datasets[name])
+        except ConfigError as error:
+            raise ConfigError(f'arm {name}: {error}') from error
+        built.add(model)
 
 
 def _inputs(arm: RunConfig, data: TaskData) -> dict[str, str]:

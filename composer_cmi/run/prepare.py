@@ -24,7 +24,6 @@ from composer_cmi.data.task_data import (
     tokenize,
     train_dataloader,
 )
-from composer_cmi.errors import ConfigError
 from composer_cmi.features import FeatureReader, skip_unread_tokens
 from composer_cmi.run.calibrate.temperature import divide_head, inputs_of
 from composer_cmi.run.config.schema import RunConfig
@@ -37,7 +36,7 @@ from composer_cmi.run.outputs.history import HistoryLogger
 from composer_cmi.run.outputs.identity import refuse_other
 from composer_cmi.run.parts.classifier import build_composer_model, class_weights
 from composer_cmi.run.parts.notes import notes_before, readers_of_all_tokens
-from composer_cmi.run.parts.selection import Ending, KeepBest, lower_is_better, metric_name, settle_monitor
+from composer_cmi.run.parts.selection import Ending, KeepBest, check_waiting, lower_is_better, metric_name
 from composer_cmi.run.progress import DivergenceCheck, ProgressBar
 from composer_cmi.run.ranks import start_device
 from composer_cmi.run.scoring import task_metrics
@@ -48,6 +47,7 @@ from composer_cmi.run.setup import (
     build_optimizer,
     build_parallelism,
     build_scheduler,
+    check_starts,
     choose_precision,
     cpu_bfloat16,
     microbatch_size,
@@ -151,6 +151,7 @@ def prepare(config: RunConfig, data: TaskData) -> Setup:
         calibration_data = None if data.calibration is None else measured(data.calibration)
     callbacks = _callbacks(config, composer_model, metrics, [*eval_data])
     algorithms = build_algorithms(config.algorithms)
+    check_starts(algorithms, config, steps_per_epoch=len(train_data.dataloader))  # pyright: ignore[reportArgumentType]
     readers = readers_of_all_tokens(config, algorithms, callbacks)
     if not readers:
         skip_unread_tokens(model)
@@ -186,24 +187,13 @@ def prepare(config: RunConfig, data: TaskData) -> Setup:
 def _callbacks(
     config: RunConfig, model: HuggingFaceModel, metrics: Mapping[str, Metric], splits: Sequence[str]
 ) -> dict[str, Callback]:
-    """Those of the file, pointed at what the run measures, and the one that keeps the best weights.
-
-    Raises:
-        ConfigError: for a metric or a split that there is not, and for what waits for evaluations where there are none.
-    """
+    """Those of the file, pointed at what the run measures, and the one that keeps the best weights."""
     built = build_callbacks(config.callbacks)
-    for name, callback in built.items():
-        settle_monitor(callback, metrics, splits, f'callbacks.{name}')
+    check_waiting(built, config.train, metrics, splits)
     if (metric := config.train.keep_best) is not None:
         by_composer, lower = metric_name('train.keep_best', metric, metrics), lower_is_better(metric)
         sharded = config.fsdp is not None
         built['train.keep_best'] = KeepBest(model.model, splits[0], by_composer, lower=lower, sharded=sharded)
-    for name in built if Time.from_timestring(config.train.eval_interval).value == 0 else ():
-        if name.endswith(('_stopper', 'keep_best')):
-            raise ConfigError(
-                f'{name.removeprefix("train.")} waits for evaluations in training, and train.eval_interval: '
-                f'{config.train.eval_interval!r} asks for none.'
-            )
     return built
 
 

@@ -18,6 +18,7 @@ from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
 
 from composer_cmi import registry
+from composer_cmi.algorithms.schedule import Schedule
 from composer_cmi.arguments import argument_types
 from composer_cmi.data.delimited import DataError
 from composer_cmi.errors import ConfigError
@@ -32,6 +33,7 @@ __all__ = [
     'build_optimizer',
     'build_parallelism',
     'build_scheduler',
+    'check_starts',
     'choose_precision',
     'cpu_bfloat16',
     'is_here',
@@ -41,6 +43,7 @@ __all__ = [
 ]
 
 DISTILLATION = 'knowledge_distillation'
+_STEPS = (TimeUnit.EPOCH, TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.DURATION)
 
 
 @contextmanager
@@ -162,6 +165,30 @@ def build_algorithms(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Alg
         with user_errors(f'algorithms.{name}'):
             built[name] = get_algorithm(name)(**kwargs)
     return built
+
+
+def check_starts(algorithms: Mapping[str, Algorithm], config: RunConfig, *, steps_per_epoch: int) -> None:
+    """Refuse a term that the training would end before.
+
+    Raises:
+        ConfigError: with the key, when the term would start, and when the training ends.
+    """
+    count = {'steps_per_epoch': steps_per_epoch, 'batch_size': config.train.batch_size}
+    steps = to_steps(config.train.max_duration, **count)
+    for name, algorithm in algorithms.items():
+        schedule = getattr(algorithm, 'schedule', None)
+        if (
+            not isinstance(schedule, Schedule)
+            or not getattr(algorithm, 'weight', 0)
+            or schedule.start.unit not in _STEPS
+        ):
+            continue
+        if to_steps(schedule.start.to_timestring(), **count, total=steps) >= steps:
+            given = config.algorithms[name].get('start', schedule.start.to_timestring())
+            raise ConfigError(
+                f'algorithms.{name}.start: {given!r} is not before the end of the training '
+                f'at {steps} steps: the term would never be added (weight: 0 measures without one).'
+            )
 
 
 def is_here(device: str | None) -> bool:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from composer_cmi.errors import ConfigError
+from composer_cmi.run.config.loading import leaves, overlap, said_twice
 from composer_cmi.run.config.schema import PathString, Seed
 from composer_cmi.run.config.sentences import check_plain, sentence, shown
 from composer_cmi.run.config.yaml_loader import parse_value, read_yaml
@@ -24,7 +25,9 @@ _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}')
 _MOST_SEEDS = 10_000
 _MOST_CELLS = 10_000
 # What makes runs pairs, and what the sweep itself decides.
-_FIXED = ('seed', 'data.seed', 'run_name', 'output_dir', 'arms')
+_FIXED = ('seed', 'data.seed', 'run_name', 'output_dir', 'arms', 'train.progress_bar')
+# What an arm's scores are of: a setting may choose it, for all of its arms.
+_SCORED = ('task', 'data.eval_rows', 'data.validation_fraction', 'data.label_column', 'data.labels', 'data.metrics')
 
 Values = dict[str, Annotated[list[Any], Field(min_length=1)]]
 
@@ -144,12 +147,7 @@ class StudyConfig(_Section):
         for where, grid in _grids(self):
             if (cells := math.prod(map(len, grid.values()))) > _MOST_CELLS:
                 raise ValueError(f'{where} has {cells:,} combinations: at most {_MOST_CELLS:,} can be run')
-        parts = [(f'settings.{name}', (*part.set, *part.grid)) for name, part in self.settings.items()]
-        parts += [(f'arms.{name}', (*part.set, *part.grid, *part.tune)) for name, part in self.arms.items()]
-        for where, keys in parts:
-            for key in keys:
-                if key in _FIXED:
-                    raise ValueError(f'{where} sets {key!r}, which the study fixes so that the arms stay paired')
+        _check_keys(self)
         _check_tuning(self)
         for name in self.keep_models if isinstance(self.keep_models, list) else ():
             if name not in self.arms:
@@ -165,6 +163,42 @@ def _grids(study: StudyConfig) -> list[tuple[str, Values]]:
     found = [(f'settings.{name}.grid', part.grid) for name, part in study.settings.items()]
     found += [(f'arms.{name}.grid', part.grid) for name, part in study.arms.items()]
     return [*found, *((f'arms.{name}.tune', part.tune) for name, part in study.arms.items())]
+
+
+def _check_keys(study: StudyConfig) -> None:
+    """Refuse keys that the study fixes, and those of which one value would be lost to another."""
+    parts: list[tuple[str, Mapping[str, Any], Values]] = [
+        *((f'settings.{name}', part.set, part.grid) for name, part in study.settings.items()),
+        *((f'arms.{name}', arm.set, {**arm.grid, **arm.tune}) for name, arm in study.arms.items()),
+        ('tuning', study.tuning.set, {}),
+    ]
+    for where, fixed, values in parts:
+        given, listed = [*leaves(fixed)], _listed(values)
+        for key, _ in (*given, *listed):
+            if _is_among(key, _FIXED):
+                raise ValueError(f'{where} sets {key!r}, which the study fixes so that the arms stay paired')
+            if where.startswith('arms.') and _is_among(key, _SCORED):
+                raise ValueError(f'{where} sets {key!r}: arms are scored alike, so it belongs to a setting')
+        if (key := said_twice(fixed) or said_twice({key: each[0] for key, each in values.items()})) is not None:
+            raise ValueError(f'{where}: {key!r} stands there twice, dotted and in its section')
+        if (key := overlap(given, listed)) is not None:
+            raise ValueError(f'{where}: {key!r} stands in set, and in the values that are put in its place')
+    for name, arm in study.arms.items():
+        chosen = study.arms[arm.tuned_as].tune if arm.tuned_as in study.arms else {}
+        if (key := overlap(leaves(arm.set), _listed(chosen))) is not None:
+            raise ValueError(
+                f'arms.{name} sets {key!r}, and tuned_as: {arm.tuned_as} puts what is chosen there in its place'
+            )
+    if _is_among('data.validation_fraction', [key for key, _ in leaves(study.tuning.set)]):
+        raise ValueError("tuning.set: 'data.validation_fraction' is the key tuning.validation_fraction")
+
+
+def _listed(values: Values) -> list[tuple[str, Any]]:
+    return [leaf for key, each in values.items() for value in each for leaf in leaves({key: value})]
+
+
+def _is_among(key: str, names: Iterable[str]) -> bool:
+    return any(key == name or key.startswith(f'{name}.') for name in names)
 
 
 def _check_tuning(study: StudyConfig) -> None:

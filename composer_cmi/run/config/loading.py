@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,16 @@ from composer_cmi.run.config.schema import RunConfig, path_fault
 from composer_cmi.run.config.sentences import check_plain, sentence, shown
 from composer_cmi.run.config.yaml_loader import parse_value, read_yaml
 
-__all__ = ['arm_configs', 'build_config', 'check_values', 'deep_merge', 'load_config']
+__all__ = [
+    'arm_configs',
+    'build_config',
+    'check_values',
+    'deep_merge',
+    'leaves',
+    'load_config',
+    'overlap',
+    'said_twice',
+]
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -93,6 +102,8 @@ def arm_configs(config: RunConfig, source: str = 'config') -> dict[str, RunConfi
         for key in ('arms', 'run_name', 'output_dir', 'code_paths'):
             if key in changes:
                 raise ConfigError(f'{where}: {key!r} belongs to the whole file and cannot differ between arms.')
+        if (key := said_twice(changes)) is not None:
+            raise ConfigError(f'{where}: {key!r} stands there twice, dotted and in its section.')
         data = copy.deepcopy(base)
         for key, value in changes.items():
             data = deep_merge(data, _nested(key, value))
@@ -109,6 +120,34 @@ def deep_merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
         old = merged.get(key)
         merged[key] = deep_merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
+
+
+def leaves(changes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every value of nested and dotted keys by its whole dotted key; a mapping only where it is empty."""
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and value:
+            yield from ((f'{key}.{inner}', leaf) for inner, leaf in leaves(value))
+        else:
+            yield key, value
+
+
+def said_twice(changes: Mapping[str, Any]) -> str | None:
+    """The first dotted key that is there in two spellings, of which one would be lost: `a.b: 1` beside `a: {b: 2}`."""
+    parts = [[*leaves({key: value})] for key, value in changes.items()]
+    found = (overlap(one, other) for place, other in enumerate(parts) for one in parts[:place])
+    return next((key for key in found if key is not None), None)
+
+
+def overlap(one: Iterable[tuple[str, Any]], other: Iterable[tuple[str, Any]]) -> str | None:
+    """The first dotted key of `other` that says again what `one` says; an empty section says nothing."""
+    said = dict(one)
+    for key, value in other:
+        parents = [key[:end] for end, letter in enumerate(key) if letter == '.']
+        if (key in said and (value != {} or said[key] != {})) or any(said.get(parent, {}) != {} for parent in parents):
+            return key
+        if value != {} and any(each.startswith(f'{key}.') for each in said):
+            return key
+    return None
 
 
 def _nested(dotted: str, value: Any) -> dict[str, Any]:

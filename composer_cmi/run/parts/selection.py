@@ -22,12 +22,14 @@ from torchmetrics import Metric
 
 from composer_cmi.errors import ConfigError
 from composer_cmi.registry import nearest
+from composer_cmi.run.config.schema import TrainConfig
 
 __all__ = [
     'EarlyStopper',
     'Ending',
     'KeepBest',
     'ThresholdStopper',
+    'check_waiting',
     'lower_is_better',
     'metric_name',
     'settle_monitor',
@@ -131,6 +133,27 @@ def settle_monitor(callback: Callback, metrics: Mapping[str, Metric], splits: Se
         raise ConfigError(
             f'{where}.dataloader_label: {callback.dataloader_label!r} is no evaluation split of this run (those are: '
             f'{", ".join(splits)}).'
+        )
+
+
+def check_waiting(
+    callbacks: Mapping[str, Callback], config: TrainConfig, metrics: Mapping[str, Metric], splits: Sequence[str]
+) -> None:
+    """Settle what waits for evaluations in training: the stoppers among the callbacks, and ``train.keep_best``.
+
+    Raises:
+        ConfigError: for a metric or a split that there is not, and where ``train.eval_interval`` asks for none.
+    """
+    for name, callback in callbacks.items():
+        settle_monitor(callback, metrics, splits, f'callbacks.{name}')
+    waiting = [name for name in callbacks if name.endswith('_stopper')]
+    if config.keep_best is not None:
+        metric_name('train.keep_best', config.keep_best, metrics)
+        waiting.append('keep_best')
+    if waiting and Time.from_timestring(config.eval_interval).value == 0:
+        raise ConfigError(
+            f'{waiting[0]} waits for evaluations in training, and train.eval_interval: {config.eval_interval!r} asks '
+            'for none.'
         )
 
 

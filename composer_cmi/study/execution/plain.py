@@ -29,6 +29,14 @@ _FREE = frozenset(
     | {'data.cache_dir', 'data.group_by_length', 'data.max_length'}
 )
 
+# What a run needs and no weight depends on.
+_UNLEARNT = (
+    ('data', 'cache_dir'),
+    ('train', 'eval_batch_size'),
+    ('train', 'num_workers'),
+    ('train', 'progress_bar'),
+)
+
 
 def only_measures(name: str, given: Mapping[str, Any]) -> bool:
     """Whether an algorithm adds nothing to the loss: it has a weight, a share or the like, and all of them are 0."""
@@ -71,10 +79,14 @@ def essence(config: RunConfig) -> str:
     facts = config.resolved()
     for key in ('output_dir', 'run_name', 'loggers', 'checkpoint'):
         facts.pop(key, None)
+    for section, key in _UNLEARNT:
+        facts[section].pop(key, None)
+    # Distillation reads rows without labels, which its weight of 0 leaves in the batches.
+    unlabelled = config.data.unlabelled is not None or config.data.labelled_rows is not None
     facts['algorithms'] = {
-        name: _full_arguments(name, given)
+        name: {key: value for key, value in _full_arguments(name, given).items() if key != 'cache'}
         for name, given in config.algorithms.items()
-        if name == 'knowledge_distillation' or not only_measures(name, given)  # it reads rows without labels
+        if not only_measures(name, given) or (name == 'knowledge_distillation' and unlabelled)
     }
     return json.dumps(facts, sort_keys=True, default=str)
 

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.config import RunConfig, load_config
-from composer_cmi.run.outputs.folder import finished_results
-from composer_cmi.study.config import CE_ARM, StudyConfig, combinations, encode, short_names
-from composer_cmi.study.execution.plain import essence, is_plain_ce
+from composer_cmi.study.config import StudyConfig, combinations, encode, short_names
+from composer_cmi.study.execution.plain import is_plain_ce
 
 __all__ = [
     'Cell',
-    'check_cells',
     'expanded_comparisons',
-    'is_plain_ce',
     'names_of_tuned_ce',
     'plan_reported',
     'plan_tuning',
+    'shared_config',
     'variants',
 ]
 
@@ -157,8 +155,8 @@ def _next_seeds(seeds: Sequence[int], seed: int, value: str, count: str) -> list
     return [seeds[(place + each) % len(seeds)] for each in range(1, int(count) + 1)]
 
 
-def _shared(study: StudyConfig, cell: Cell, known: dict[Any, RunConfig]) -> RunConfig:
-    """What all arms of a cell's setting have in common."""
+def shared_config(study: StudyConfig, cell: Cell, known: dict[Any, RunConfig]) -> RunConfig:
+    """What all arms of a cell's setting have in common; `known` keeps what was read before."""
     key = cell.setting, cell.candidate is None
     if key not in known:
         changes = {**_settings(study)[cell.setting], **({} if cell.candidate is None else _held_out(study))}
@@ -167,95 +165,11 @@ def _shared(study: StudyConfig, cell: Cell, known: dict[Any, RunConfig]) -> RunC
     return known[key]
 
 
-def check_cells(study: StudyConfig, cells: Iterable[Cell], may_differ: Collection[str] = ()) -> None:
-    """Check the configuration of every run, and that finished ones have it, before the first one starts.
-
-    Args:
-        study: the study.
-        cells: its runs.
-        may_differ: arms whose tuned values are not known yet: their finished runs are not compared.
-
-    Raises:
-        ConfigError: a run's configuration is wrong; a finished run in its folder has another one; two cells share a
-            folder; two arms or two tries are the same run; an arm is needed that has no run; `ce` is not plain
-            cross-entropy; only CMI arms are tuned; a comparison names no arm.
-    """
-    cells = list(cells)
-    by_folder = {cell.folder: cell for cell in cells}
-    if len(by_folder) < len(cells):
-        raise ConfigError(f'Two runs of the study {study.name} share one folder: two values of a grid have one name.')
-    plain: dict[str, bool] = {}
-    shared: dict[Any, RunConfig] = {}
-    same: dict[Hashable, Cell] = {}
-    doubles: list[tuple[Cell, Cell]] = []
-    others: dict[str, str] = {}
-    for cell in cells:
-        config = load_config(study.base, cell.overrides)
-        if config.arms is not None:
-            raise ConfigError(f'{study.base} has arms of its own: a study has its arms in its own file.')
-        if cell.arm not in may_differ or cell.candidate is not None:
-            try:
-                finished_results(config)
-            except ConfigError as error:
-                others.setdefault(f'{cell.setting}/{cell.arm}', str(error))
-        if cell.candidate is not None and cell.needs:
-            raise ConfigError(
-                f'The arm {cell.arm} cannot be tuned: it needs the run of another arm, which comes after tuning. Give '
-                'it fixed values, or tuned_as.'
-            )
-        for needed in cell.needs:
-            if needed not in by_folder:
-                raise ConfigError(f'The arm {cell.arm} needs the run {needed}, which is not part of the study.')
-        plain[cell.arm] = plain.get(cell.arm, True) and is_plain_ce(config, _shared(study, cell, shared))
-        first = same.setdefault(_essence(study, cell, config), cell)
-        if first is not cell:
-            doubles.append((first, cell))
-    if others:
-        raise ConfigError(
-            f'Finished runs of {", ".join(others)} in {study.folder} are of other settings than the study now has, '
-            f'and are not taken for them: give the study another name, or delete their folders. The first: '
-            f'{next(iter(others.values()))}'
-        )
-    for name, is_plain in plain.items():
-        if name.split(',')[0] == CE_ARM and not is_plain:
-            raise ConfigError(
-                f"The arm 'ce' must be plain cross-entropy: {study.base} or a setting adds a term or a teacher, or "
-                "'ce' alone sets what shapes the loss, the labels or the rows; put it into an arm of its own."
-            )
-    tuned = {name: is_plain for name, is_plain in plain.items() if name in study.arms and study.arms[name].tune}
-    if tuned and not any(tuned.values()):
-        raise ConfigError(
-            f'Only {", ".join(tuned)} would be tuned: tune a plain cross-entropy arm with the same number of tries.'
-        )
-    for first, second in doubles:
-        _refuse_same(first, second)
-    expanded_comparisons(study, cells)
-
-
-def _essence(study: StudyConfig, cell: Cell, config: RunConfig) -> Hashable:
-    # What a tuned arm ends with is not known before: it is the same as another arm only by the same tuning.
-    arm = study.arms[cell.arm.split(',')[0]]
-    tuned_by = cell.arm if arm.tune else arm.tuned_as
-    return cell.setting, cell.candidate is None, tuned_by, essence(config)
-
-
-def _refuse_same(first: Cell, cell: Cell) -> None:
-    if cell.candidate is None:
-        raise ConfigError(
-            f'The arms {first.arm} and {cell.arm} are the same run on {cell.setting}: nothing would be compared. '
-            'Look for a setting or a base value that overrides what the arm sets.'
-        )
-    raise ConfigError(
-        f'Two tries of the arm {cell.arm} are the same run on {cell.setting}: nothing would be tuned. Look for a value '
-        'that is listed twice, or for tuning.set over a tuned key.'
-    )
-
-
 def expanded_comparisons(study: StudyConfig, cells: Iterable[Cell]) -> list[tuple[str, str]] | None:
     """The pairs of `comparisons` with every variant of a grid in the place of its arm; None where none are given.
 
     Raises:
-        ConfigError: a name is no arm and no variant, or an arm is compared with itself.
+        ConfigError: a name is no arm and no variant, an arm is compared with itself, or a pair is there either way.
     """
     if study.comparisons is None:
         return None
@@ -276,6 +190,8 @@ def expanded_comparisons(study: StudyConfig, cells: Iterable[Cell]) -> list[tupl
             raise ConfigError(f'comparisons: the arm {arm!r} is compared with itself.')
         for one in variants_of.get(arm, ()):
             for other in variants_of.get(baseline, ()):
+                if (other, one) in pairs and one != other:
+                    raise ConfigError(f'comparisons: {other!r} and {one!r} stand there twice, once either way.')
                 pairs[one, other] = None
     return [(one, other) for one, other in pairs if one != other]
 
@@ -287,5 +203,5 @@ def names_of_tuned_ce(study: StudyConfig) -> list[str]:
     return [
         name
         for name, cell in first.items()
-        if is_plain_ce(load_config(study.base, cell.overrides), _shared(study, cell, shared))
+        if is_plain_ce(load_config(study.base, cell.overrides), shared_config(study, cell, shared))
     ]

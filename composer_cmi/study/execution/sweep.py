@@ -21,10 +21,10 @@ from composer_cmi.run.outputs.files import write_json
 from composer_cmi.study.config import StudyConfig, combinations, load_study
 from composer_cmi.study.execution.cluster import RayBackend
 from composer_cmi.study.execution.facts import changes, definition, read_facts, study_facts
-from composer_cmi.study.execution.plan import Cell, check_cells, plan_reported, plan_tuning
+from composer_cmi.study.execution.plan import Cell, plan_reported, plan_tuning
 from composer_cmi.study.execution.processes import LocalBackend, command_of, is_finished, job_of, log_file
 from composer_cmi.study.execution.progress import Progress
-from composer_cmi.study.execution.slices import check_data, check_slices
+from composer_cmi.study.execution.refusals import check_cells, check_data, check_slices
 from composer_cmi.study.execution.tuning import choose
 
 __all__ = ['BACKENDS', 'STUDY_FILE', 'TUNING_FILE', 'Summary', 'describe', 'run_cells', 'sweep']
