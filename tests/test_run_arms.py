@@ -89,7 +89,7 @@ def test_a_teacher_at_chance_is_refused_before_the_student_trains(tmp_path, caps
         ({'data.max_length': 64}, 'data.max_length: 64 is more than the 32 positions of the model'),
     ],
 )
-def test_a_later_arm_is_refused_before_the_first_one_trains(tmp_path, capsys, changes, words):
+def test_promise_26_a_later_arm_is_refused_before_the_first_one_trains(tmp_path, capsys, changes, words):
     path = make_all(tmp_path, arms={'ce': {}, 'later': changes}, algorithms={})
     assert run_file(str(path), []) == 2
     error = capsys.readouterr().err

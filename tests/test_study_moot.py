@@ -74,7 +74,7 @@ def test_a_key_stands_twice_only_in_two_spellings(one):
 
 @pytest.mark.parametrize('key', VALUES)
 @pytest.mark.parametrize('how', ['grid', 'tune'])
-def test_a_value_that_another_one_would_replace_is_refused(tmp_path, key, how):
+def test_promise_25_a_value_that_another_one_would_replace_is_refused(tmp_path, key, how):
     for given_there in spellings(key, VALUES[key]):
         for listed in spellings(key, VALUES[key]):
             lists = {name: [value] for name, value in listed.items()}
@@ -137,7 +137,7 @@ def test_the_held_out_share_has_one_key(tmp_path):
         refused(tmp_path, 'is the key tuning.validation_fraction', tuning={'set': given_there})
 
 
-def test_settings_whose_runs_are_the_same_are_refused(tmp_path):
+def test_promise_25_settings_whose_runs_are_the_same_are_refused(tmp_path):
     student = {'s': {'algorithms.knowledge_distillation': {'teacher': 'arm:ce'}}}
     for arms in (TWO_ARMS['arms'], {**TWO_ARMS['arms'], **student}):
         for twin in ({'data.train_rows': 100}, {'data': {'train_rows': 100}}, {'data.train_rows': 100, 'seeds_of': 1}):
@@ -151,7 +151,7 @@ def test_settings_whose_runs_are_the_same_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(('section', 'key'), _UNLEARNT[:-1])
-def test_what_no_weight_depends_on_makes_no_arm(tmp_path, section, key):
+def test_promise_25_what_no_weight_depends_on_makes_no_arm(tmp_path, section, key):
     value = 'elsewhere' if key == 'cache_dir' else 2
     for given_there in spellings(f'{section}.{key}', value):
         refused(tmp_path, 'The arms ce and x are the same run', arms={'x': given_there})
@@ -185,7 +185,7 @@ def test_teachers_that_wait_for_their_students_or_stand_twice_are_refused(tmp_pa
 
 @pytest.mark.parametrize('name', ['cmi_regularization', 'cmi_maximization'])
 @pytest.mark.parametrize('start', ['1dur', '12ep', '48ba', '1536sp'])
-def test_a_term_that_the_training_ends_before_is_refused(tmp_path, name, start):
+def test_promise_25_a_term_that_the_training_ends_before_is_refused(tmp_path, name, start):
     settings = {'s': {'data.train_rows': 100, 'train.max_duration': '12ep'}}
     words = rf'The arm x on s: algorithms.{name}.start: .* is not before the end of the training at 48 steps'
     refused(tmp_path, words, settings=settings, arms={'x': {f'algorithms.{name}': {'start': start}}})
@@ -207,7 +207,7 @@ def test_a_term_that_the_training_ends_before_is_refused(tmp_path, name, start):
         ({TERM: {}, 'data.max_length': 1024}, 'data.max_length: 1024 is more than the 512 positions of the model'),
     ],
 )
-def test_what_only_the_made_object_refuses_is_refused_before_the_first_run(tmp_path, changes, words):
+def test_promise_26_what_only_the_made_object_refuses_is_refused_before_the_first_run(tmp_path, changes, words):
     refused(tmp_path, words, arms={'x': changes})
     refused(tmp_path, words, arms={'ce': {'tune': TRIES}, 'x': {'set': changes, 'tune': TRIES}})
 
@@ -217,7 +217,7 @@ def test_a_pair_is_compared_one_way(tmp_path):
     refused(tmp_path, "'mincmi' and 'ce' stand there twice, once either way", comparisons=pairs)
 
 
-def test_the_report_says_which_arms_are_the_same_models(tmp_path):
+def test_promise_25_the_report_says_which_arms_are_the_same_models(tmp_path):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 120)
     for seed in range(3):
