@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +230,21 @@ def test_promise_25_the_report_says_which_arms_are_the_same_models(tmp_path):
     text = next(path for path in report(tmp_path).values() if path.suffix == '.md').read_text()
     assert 'films: same and ce have the same predictions, to the last bit' in ' '.join(text.split())
     assert 'moved and ce have the same' not in ' '.join(text.split())
+
+
+def test_the_report_says_where_tuning_chose_an_end_of_its_values(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 120)
+    for arm in ('ce', 'middle', 'two'):
+        write_scored_run(tmp_path, 'films', arm, 0, labels, rng.normal(size=(120, 2)))
+    rates = {'ce': ([1e-4, 2e-4, 4e-4], 4e-4), 'middle': ([1e-4, 2e-4, 4e-4], 2e-4), 'two': ([1e-4, 2e-4], 2e-4)}
+    rows = [
+        {'setting': 'films', 'arm': arm, 'values': {'optimizer.lr': rate}, 'scores': [0.5], 'chosen': rate == chosen}
+        for arm, (values, chosen) in rates.items()
+        for rate in values
+    ]
+    (tmp_path / 'tuning.json').write_text(json.dumps([{**row, 'nll': [0.7]} for row in rows]))
+    text = ' '.join(next(path for path in report(tmp_path).values() if path.suffix == '.md').read_text().split())
+    assert 'films: tuning chose optimizer.lr = 0.0004 for ce, the greatest of 3 values' in text
+    assert text.count('a better one may lie beyond') == 1
+    assert 'Each try of tuning was one run, so that what was chosen is chance in part.' in text

@@ -1,20 +1,23 @@
-"""What a report begins with: one sentence a question, and one table of arms and settings."""
+"""What a report begins with: one sentence a question, one table of arms and settings, and what casts doubt on them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from composer_cmi.pages import Bold, Rows
 from composer_cmi.study.findings.analysis import Comparison
+from composer_cmi.study.findings.runs import Run
 from composer_cmi.study.findings.study import SCORE, Metric, Study
 from composer_cmi.study.findings.tables import interval, pooled, signed
 
-__all__ = ['overview', 'sentences']
+__all__ = ['doubtful_choices', 'overview', 'same_models', 'sentences']
 
 _NAMED = 3  # settings, or arms, that a sentence names; more are counted
 _MOST = 12  # sentences of one kind of score
+_ENDS = 3  # values at least: of two each is at an end
 
 
 def sentences(study: Study, found: Sequence[Comparison], metric: Metric) -> list[str]:
@@ -101,3 +104,43 @@ def _means(study: Study, arm: str) -> list[str]:
         scores = [run.score(table.split, table.metric) for run in study.of(table.setting, arm).values()]
         found.append(f'scores {np.mean(scores):{digits}}' if scores else '-')
     return found
+
+
+def same_models(study: Study) -> list[str]:
+    """A sentence for each compared pair that what sets it apart has not moved: to the last bit the same predictions."""
+
+    def predictions(run: Run) -> list[tuple[str, bytes, bytes]]:
+        found = sorted(run.predictions.items())
+        return [(split, each.answers.tobytes(), each.logits.tobytes()) for split, each in found]
+
+    said = []
+    for arm, baseline in study.comparisons:
+        for setting in dict.fromkeys(run.setting for run in study.runs):
+            mine, theirs = study.of(setting, arm), study.of(setting, baseline)
+            common = [seed for seed in mine if seed in theirs and mine[seed].predictions]
+            if common and all(predictions(mine[seed]) == predictions(theirs[seed]) for seed in common):
+                said.append(
+                    f'{setting}: {arm} and {baseline} have the same predictions, to the last bit: what sets them '
+                    'apart did nothing, and comparing them says nothing.'
+                )
+    return said
+
+
+def doubtful_choices(study: Study) -> list[str]:
+    """A sentence for each value that tuning chose at the end of those it had, and one where each try was one run."""
+    tried: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in study.tuning:
+        tried.setdefault((row['setting'], row['arm']), []).append(row)
+    said = []
+    for (setting, arm), rows in tried.items():
+        for key, value in next((row['values'] for row in rows if row['chosen']), {}).items():
+            values = {row['values'].get(key) for row in rows if isinstance(row['values'].get(key), int | float)}
+            if len(values) >= _ENDS and value in (min(values), max(values)):
+                end = 'least' if value == min(values) else 'greatest'
+                said.append(
+                    f'{setting}: tuning chose {key} = {value:g} for {arm}, the {end} of {len(values)} values: a '
+                    'better one may lie beyond.'
+                )
+    if said and all(len(row['scores']) <= 1 for row in study.tuning):
+        said.append('Each try of tuning was one run, so that what was chosen is chance in part.')
+    return said

@@ -17,10 +17,10 @@ from composer_cmi.study.findings.analysis import Comparison, compare
 from composer_cmi.study.findings.calibration import calibration_blocks
 from composer_cmi.study.findings.elsewhere import load_table
 from composer_cmi.study.findings.latex import to_latex
-from composer_cmi.study.findings.opening import overview, sentences
+from composer_cmi.study.findings.opening import doubtful_choices, overview, same_models, sentences
 from composer_cmi.study.findings.pictures import draw_pictures
 from composer_cmi.study.findings.predictions import SCALED_NLL
-from composer_cmi.study.findings.study import SCORE, Study, load_runs, same_models
+from composer_cmi.study.findings.study import SCORE, Study, load_runs
 from composer_cmi.study.findings.tables import (
     difference_rows,
     mcnemar_rows,
@@ -138,7 +138,7 @@ def _blocks(study: Study, comparisons: dict[str, list[Comparison]], out: Path) -
     if by_score:
         note = 'Arm minus baseline, mean over the seeds with its 95 % interval; without a word there is no evidence.'
         blocks += [Heading('Arms and settings'), overview(study, by_score), Paragraph(note)]
-    if told := [*study.remarks, *same_models(study), *_what_verdicts_rest_on(comparisons)]:
+    if told := [*study.remarks, *same_models(study), *doubtful_choices(study), *_what_verdicts_rest_on(comparisons)]:
         blocks += [Heading('To know before'), Lines(told)]
     failed: list[str] = []
     pictures, of_settings = draw_pictures(study, comparisons, out, failed)

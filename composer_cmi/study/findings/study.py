@@ -13,7 +13,16 @@ from composer_cmi.errors import ConfigError
 from composer_cmi.study.findings.predictions import SCALED_NLL
 from composer_cmi.study.findings.runs import Run, read_runs
 
-__all__ = ['METRICS', 'SCORE', 'Metric', 'Study', 'Table', 'load_runs', 'pairs_of', 'same_models', 'undecided']
+__all__ = [
+    'METRICS',
+    'SCORE',
+    'Metric',
+    'Study',
+    'Table',
+    'load_runs',
+    'pairs_of',
+    'undecided',
+]
 
 FEWEST_ROWS = 100
 SCORE = 'score'  # each table's own primary metric
@@ -116,26 +125,6 @@ def load_runs(folder: str | Path, against: Sequence[str] = ()) -> Study:
         remarks=remarks,
         tables=_tables(runs),
     )
-
-
-def same_models(study: Study) -> list[str]:
-    """A sentence for each compared pair that what sets it apart has not moved: to the last bit the same predictions."""
-
-    def predictions(run: Run) -> list[tuple[str, bytes, bytes]]:
-        found = sorted(run.predictions.items())
-        return [(split, each.answers.tobytes(), each.logits.tobytes()) for split, each in found]
-
-    said = []
-    for arm, baseline in study.comparisons:
-        for setting in dict.fromkeys(run.setting for run in study.runs):
-            mine, theirs = study.of(setting, arm), study.of(setting, baseline)
-            common = [seed for seed in mine if seed in theirs and mine[seed].predictions]
-            if common and all(predictions(mine[seed]) == predictions(theirs[seed]) for seed in common):
-                said.append(
-                    f'{setting}: {arm} and {baseline} have the same predictions, to the last bit: what sets them '
-                    'apart did nothing, and comparing them says nothing.'
-                )
-    return said
 
 
 def _read_json(path: Path, default: Any, is_right: Callable[[Any], bool]) -> Any:
