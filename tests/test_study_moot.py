@@ -248,3 +248,15 @@ def test_the_report_says_where_tuning_chose_an_end_of_its_values(tmp_path):
     assert 'films: tuning chose optimizer.lr = 0.0004 for ce, the greatest of 3 values' in text
     assert text.count('a better one may lie beyond') == 1
     assert 'Each try of tuning was one run, so that what was chosen is chance in part.' in text
+
+
+def test_a_sweep_says_before_its_first_run_what_it_cannot_decide(tmp_path):
+    rows = [f'film number {i}\t{["pos", "neg"][i % 2]}' for i in range(150)]
+    for name, count in (('train', 50), ('dev', 99)):
+        (tmp_path / f'{name}.tsv').write_text('\n'.join(['text\tlabel', *rows[-count:]]) + '\n')
+    few = {'few': {'task': 'custom', 'data.path': str(tmp_path)}}
+    printed = quiet_sweep(write_study(tmp_path, {**TWO_ARMS, 'seeds': 4, 'settings': few}), dry_run=True)[1]
+    assert '4 seeds prove nothing: 5 are the fewest that a verdict rests on.' in printed
+    assert 'few decides nothing: it has 99 rows: one of them is 1.0 points.' in printed
+    printed = quiet_sweep(write_study(tmp_path, {**TWO_ARMS, 'seeds': 5}), dry_run=True)[1]
+    assert 'prove nothing' not in printed and 'decides nothing' not in printed

@@ -18,6 +18,8 @@ from composer_cmi.run.parts.rehearsal import model_key, rehearse, rehearse_model
 from composer_cmi.study.config import CE_ARM, StudyConfig
 from composer_cmi.study.execution.plain import essence, is_plain_ce
 from composer_cmi.study.execution.plan import Cell, expanded_comparisons, shared_config
+from composer_cmi.study.findings.analysis import FEWEST_SEEDS
+from composer_cmi.study.findings.study import undecided
 
 __all__ = ['check_cells', 'check_data', 'check_slices']
 
@@ -151,12 +153,15 @@ def _refuse_same(first: Cell, cell: Cell) -> None:
     )
 
 
-def check_data(study: StudyConfig, cells: Sequence[Cell]) -> None:
+def check_data(study: StudyConfig, cells: Sequence[Cell]) -> list[str]:
     """Read what every run would read, and make what it would make: each selection of rows and each model once.
 
     Args:
         study: the study.
         cells: the runs that are still to be done.
+
+    Returns:
+        list[str]: a sentence for what the study, once it is done, cannot decide.
 
     Raises:
         ConfigError: a setting or an arm asks for rows that there are not, or that cannot be read; its model or one of
@@ -164,6 +169,7 @@ def check_data(study: StudyConfig, cells: Sequence[Cell]) -> None:
     """
     read: dict[Hashable, TaskData] = {}
     built: set[Hashable] = {None}
+    weak: dict[str, None] = {}
     for cell in {(cell.setting, cell.arm, cell.candidate): cell for cell in cells}.values():
         config = load_config(study.base, cell.overrides)
         key = config.task, config.data.model_dump_json(), config.calibrate
@@ -177,6 +183,12 @@ def check_data(study: StudyConfig, cells: Sequence[Cell]) -> None:
             built.add(model)
         except (ValueError, FileNotFoundError) as error:
             raise ConfigError(f'The arm {cell.arm} on {cell.setting}: {error}') from error
+        if cell.candidate is None:
+            why = undecided(config.task, len(next(iter(read[key].eval_splits.values()))))
+            weak |= {f'{cell.setting} decides nothing: {why}.': None} if why else {}
+    if cells and len(study.seeds) < FEWEST_SEEDS:
+        weak[f'{len(study.seeds)} seeds prove nothing: {FEWEST_SEEDS} are the fewest that a verdict rests on.'] = None
+    return [*weak]
 
 
 def check_slices(study: StudyConfig, tuning: Sequence[Cell], reported: Sequence[Cell]) -> dict[str, set[int]]:

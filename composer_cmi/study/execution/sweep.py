@@ -84,9 +84,11 @@ def sweep(
     check_cells(study, [*tuning, *foreseen], may_differ=unsettled)
     repeats = check_slices(study, tuning, foreseen)
     everything = [*tuning, *foreseen]
-    check_data(study, [cell for cell in everything if not is_finished(cell.folder)])
+    weak = check_data(study, [cell for cell in everything if not is_finished(cell.folder)])
     names = f'{len(study.settings)} settings, arms {", ".join(study.arms)}, {len(study.seeds)} seeds'
     console.print(f'{study.name}: {names}; {len(tuning)} tuning runs, then {len(foreseen)} reported runs', markup=False)
+    for sentence in weak:
+        console.print(sentence, markup=False)
     for setting, rows in repeats.items():
         console.print(f'{setting}: {len(rows)} rows of the held-out slice repeat reported texts; tuning ignores them')
     facts = read_facts(study.folder / STUDY_FILE)
