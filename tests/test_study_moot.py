@@ -19,7 +19,7 @@ from composer_cmi.study.execution.plan import plan_reported, plan_tuning
 from composer_cmi.study.execution.refusals import check_cells, check_data
 from composer_cmi.study.findings.report import report
 from report_tools import write_scored_run
-from sweep_tools import BASE, TWO_ARMS, events, quiet_sweep, write_study
+from sweep_tools import BASE, TUNED, TWO_ARMS, events, quiet_sweep, write_study
 
 TERM = 'algorithms.cmi_regularization'
 TRIES = {'optimizer.lr': [1e-3, 2e-3]}
@@ -260,3 +260,7 @@ def test_a_sweep_says_before_its_first_run_what_it_cannot_decide(tmp_path):
     assert 'few decides nothing: it has 99 rows: one of them is 1.0 points.' in printed
     printed = quiet_sweep(write_study(tmp_path, {**TWO_ARMS, 'seeds': 5}), dry_run=True)[1]
     assert 'prove nothing' not in printed and 'decides nothing' not in printed
+    more = {**TUNED, 'tuning': {'set': {'data.train_rows': 200}}}
+    printed = quiet_sweep(write_study(tmp_path, more), dry_run=True)[1]
+    assert 'few: tries train on 200 rows, reported runs on 100: what is chosen suits the former.' in printed
+    assert 'many: tries' not in printed

@@ -60,7 +60,7 @@ class DataConfig(Section):
     seed: Seed = 17
     """Fixes which rows every subset has."""
     train_rows: Rows | None = None
-    """Take so many training rows, in the classes' own shares."""
+    """Take so many training rows, in the classes' own shares; rows that are held out are not among them."""
     labelled_rows: Rows | None = None
     """Keep the labels of so many training rows; the others become text without labels."""
     eval_rows: Rows | None = None

@@ -6,7 +6,7 @@ that the training ends before, a teacher that waits for its own student.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
@@ -169,7 +169,7 @@ def check_data(study: StudyConfig, cells: Sequence[Cell]) -> list[str]:
     """
     read: dict[Hashable, TaskData] = {}
     built: set[Hashable] = {None}
-    weak: dict[str, None] = {}
+    found: list[tuple[Cell, TaskData]] = []
     for cell in {(cell.setting, cell.arm, cell.candidate): cell for cell in cells}.values():
         config = load_config(study.base, cell.overrides)
         key = config.task, config.data.model_dump_json(), config.calibrate
@@ -183,12 +183,24 @@ def check_data(study: StudyConfig, cells: Sequence[Cell]) -> list[str]:
             built.add(model)
         except (ValueError, FileNotFoundError) as error:
             raise ConfigError(f'The arm {cell.arm} on {cell.setting}: {error}') from error
-        if cell.candidate is None:
-            why = undecided(config.task, len(next(iter(read[key].eval_splits.values()))))
-            weak |= {f'{cell.setting} decides nothing: {why}.': None} if why else {}
-    if cells and len(study.seeds) < FEWEST_SEEDS:
-        weak[f'{len(study.seeds)} seeds prove nothing: {FEWEST_SEEDS} are the fewest that a verdict rests on.'] = None
-    return [*weak]
+        found.append((cell, read[key]))
+    return list(dict.fromkeys(_weak_points(study, found)))
+
+
+def _weak_points(study: StudyConfig, found: Sequence[tuple[Cell, TaskData]]) -> Iterator[str]:
+    if found and len(study.seeds) < FEWEST_SEEDS:
+        yield f'{len(study.seeds)} seeds prove nothing: {FEWEST_SEEDS} are the fewest that a verdict rests on.'
+    tried = {(cell.setting, cell.arm): len(data.train) for cell, data in found if cell.candidate is not None}
+    for cell, data in found:
+        if cell.candidate is not None:
+            continue
+        if why := undecided(data.task.name, len(next(iter(data.eval_splits.values())))):
+            yield f'{cell.setting} decides nothing: {why}.'
+        if (more := tried.get((cell.setting, cell.arm), 0)) > len(data.train):
+            yield (
+                f'{cell.setting}: tries train on {more} rows, reported runs on {len(data.train)}: what is chosen suits '
+                'the former.'
+            )
 
 
 def check_slices(study: StudyConfig, tuning: Sequence[Cell], reported: Sequence[Cell]) -> dict[str, set[int]]:
