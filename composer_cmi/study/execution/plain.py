@@ -30,12 +30,7 @@ _FREE = frozenset(
 )
 
 # What a run needs and no weight depends on.
-_UNLEARNT = (
-    ('data', 'cache_dir'),
-    ('train', 'eval_batch_size'),
-    ('train', 'num_workers'),
-    ('train', 'progress_bar'),
-)
+_UNLEARNT = (('data', 'cache_dir'), ('train', 'eval_batch_size'), ('train', 'num_workers'))
 
 
 def only_measures(name: str, given: Mapping[str, Any]) -> bool:

@@ -21,7 +21,7 @@ from composer_cmi.study.execution.plan import Cell, expanded_comparisons, shared
 from composer_cmi.study.findings.analysis import FEWEST_SEEDS
 from composer_cmi.study.findings.study import undecided
 
-__all__ = ['check_cells', 'check_data', 'check_slices']
+__all__ = ['check_cells', 'check_slices', 'rehearse_runs']
 
 
 # A slice that is made of reported rows by half is no accident of texts that recur.
@@ -153,7 +153,7 @@ def _refuse_same(first: Cell, cell: Cell) -> None:
     )
 
 
-def check_data(study: StudyConfig, cells: Sequence[Cell]) -> list[str]:
+def rehearse_runs(study: StudyConfig, cells: Sequence[Cell]) -> list[str]:
     """Read what every run would read, and make what it would make: each selection of rows and each model once.
 
     Args:

@@ -24,7 +24,7 @@ from composer_cmi.study.execution.facts import changes, definition, read_facts, 
 from composer_cmi.study.execution.plan import Cell, plan_reported, plan_tuning
 from composer_cmi.study.execution.processes import LocalBackend, command_of, is_finished, job_of, log_file
 from composer_cmi.study.execution.progress import Progress
-from composer_cmi.study.execution.refusals import check_cells, check_data, check_slices
+from composer_cmi.study.execution.refusals import check_cells, check_slices, rehearse_runs
 from composer_cmi.study.execution.tuning import choose
 
 __all__ = ['BACKENDS', 'STUDY_FILE', 'TUNING_FILE', 'Summary', 'describe', 'run_cells', 'sweep']
@@ -84,7 +84,7 @@ def sweep(
     check_cells(study, [*tuning, *foreseen], may_differ=unsettled)
     repeats = check_slices(study, tuning, foreseen)
     everything = [*tuning, *foreseen]
-    weak = check_data(study, [cell for cell in everything if not is_finished(cell.folder)])
+    weak = rehearse_runs(study, [cell for cell in everything if not is_finished(cell.folder)])
     names = f'{len(study.settings)} settings, arms {", ".join(study.arms)}, {len(study.seeds)} seeds'
     console.print(f'{study.name}: {names}; {len(tuning)} tuning runs, then {len(foreseen)} reported runs', markup=False)
     for sentence in weak:
