@@ -29,6 +29,7 @@ __all__ = [
     'is_number',
     'path_arguments',
     'time_fault',
+    'with_defaults',
 ]
 
 
@@ -252,3 +253,9 @@ def check_call(cls: type, given: Mapping[str, Any]) -> None:
 def _plain(value: Any) -> Any:
     # NumPy's and torch's single numbers are numbers.
     return value.item() if getattr(value, 'shape', None) == () and hasattr(value, 'item') else value
+
+
+def with_defaults(entry: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a class or function gets by name: its own defaults, and over them what is given."""
+    parameters = inspect.signature(entry).parameters.values()
+    return {each.name: each.default for each in parameters if each.default is not each.empty} | dict(given)

@@ -111,6 +111,39 @@ def test_arms_are_merged_over_the_file_and_refer_to_earlier_folders(tmp_path):
 
 
 @pytest.mark.parametrize(
+    'same',
+    [
+        'teacher: {}',
+        'teacher: {seed: 17}',
+        'teacher: {algorithms.cmi_regularization.weight: 0.3}',
+        'teacher: {algorithms: {cmi_regularization: {form: scaled}}}',
+        'teacher: {train: {batch_size: 32}, optimizer.name: adamw}',
+        'teacher: {data.label_noise: 0}',
+        'other: {algorithms.cmi_regularization: {weight: 0, start: 0.3dur}, train.max_duration: 1ep}',
+    ],
+)
+def test_two_arms_that_are_the_same_run_are_refused(tmp_path, same):
+    name, _, changes = same.partition(': ')
+    with pytest.raises(ConfigError, match=f'the arms {name} and again are the same run') as caught:
+        load_config(write(tmp_path, f'{ARMS}  again: {changes}\n'))
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        '{seed: 18}',
+        '{train.num_workers: 2}',
+        '{algorithms.cmi_regularization: false}',
+        '{model.name_or_path: arm:other}',
+    ],
+)
+def test_arms_that_differ_in_anything_are_run(tmp_path, changes):
+    """Workers or a measure of weight 0 change no weight, and the table has times."""
+    assert 'again' in arm_configs(load_config(write(tmp_path, f'{ARMS}  again: {changes}\n')))
+
+
+@pytest.mark.parametrize(
     ('overrides', 'sentence'),
     [
         (['trian.max_duration=3ep'], r"unknown key 'trian'\. Did you mean 'train'\?"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from composer.core import Time
 from pydantic import ValidationError
 
 from composer_cmi import registry
-from composer_cmi.arguments import argument_types, fault, is_number, path_arguments
+from composer_cmi.arguments import argument_types, fault, is_number, path_arguments, with_defaults
 from composer_cmi.errors import ConfigError
 from composer_cmi.run.config.schema import RunConfig, path_fault
 from composer_cmi.run.config.sentences import check_plain, sentence, shown
@@ -74,14 +75,31 @@ def build_config(data: Mapping[str, Any], source: str = 'config', *, here: bool 
         registry.import_user_code(config.code_paths)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f'{source}: {error}') from error
-    for name, arm in arm_configs(config, source).items():
+    arms = arm_configs(config, source)
+    for name, arm in arms.items():
         where = f'{source}, arm {name}' if config.arms else source
         _check_names(arm, where)
         if here and not is_here(device := arm.train.device):
             raise ConfigError(
                 f'{where}: train.device: there is no {device!r} on this machine: leave the key out, or say cpu.'
             )
+    _check_differences(arms, source)
     return config
+
+
+def _check_differences(arms: Mapping[str, RunConfig], source: str) -> None:
+    # Arms that differ in speed alone, by workers or by what is measured, are set side by side for their times.
+    known: dict[str, str] = {}
+    for name, arm in arms.items():
+        facts = arm.model_dump(mode='json', exclude={'run_name'})
+        facts['algorithms'] = {
+            key: with_defaults(registry.get_algorithm(key), given) for key, given in arm.algorithms.items()
+        }
+        if (before := known.setdefault(json.dumps(facts, sort_keys=True, default=str), name)) != name:
+            raise ConfigError(
+                f'{source}: the arms {before} and {name} are the same run: nothing would be compared. Look for a value '
+                'that the rest of the file, or a default, has already.'
+            )
 
 
 def arm_configs(config: RunConfig, source: str = 'config') -> dict[str, RunConfig]:

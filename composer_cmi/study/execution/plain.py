@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from composer_cmi import registry
+from composer_cmi.arguments import with_defaults
 from composer_cmi.run.config import ModelConfig, RunConfig
 
 __all__ = ['essence', 'is_plain_ce', 'only_measures']
@@ -35,7 +35,7 @@ _UNLEARNT = (('data', 'cache_dir'), ('train', 'eval_batch_size'), ('train', 'num
 
 def only_measures(name: str, given: Mapping[str, Any]) -> bool:
     """Whether an algorithm adds nothing to the loss: it has a weight, a share or the like, and all of them are 0."""
-    full = _full_arguments(name, given)
+    full = with_defaults(registry.get_algorithm(name), given)
     strengths = [full[key] for key in _STRENGTHS if key in full]
     return bool(strengths) and not any(strengths)
 
@@ -79,13 +79,8 @@ def essence(config: RunConfig) -> str:
     # Distillation reads rows without labels, which its weight of 0 leaves in the batches.
     unlabelled = config.data.unlabelled is not None or config.data.labelled_rows is not None
     facts['algorithms'] = {
-        name: {key: value for key, value in _full_arguments(name, given).items() if key != 'cache'}
+        name: with_defaults(registry.get_algorithm(name), given) | {'cache': None}  # where logits are kept
         for name, given in config.algorithms.items()
         if not only_measures(name, given) or (name == 'knowledge_distillation' and unlabelled)
     }
     return json.dumps(facts, sort_keys=True, default=str)
-
-
-def _full_arguments(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = inspect.signature(registry.get_algorithm(name)).parameters.values()
-    return {each.name: each.default for each in parameters if each.default is not each.empty} | dict(given)
