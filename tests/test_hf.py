@@ -213,6 +213,21 @@ def test_a_term_that_never_counted_is_said(tmp_path):
         trainer(tmp_path, rows=Rows(32), cmi_regularization={'start': '100ba'}).train()
 
 
+@pytest.mark.parametrize(('start', 'due'), [('100ba', True), ('4ba', True), ('1dur', True), ('3ba', False)])
+def test_a_term_that_would_come_too_late_is_said_before_the_first_step(tmp_path, start, due):
+    run, seen = trainer(tmp_path, rows=Rows(32), cmi_regularization={'start': start}), []
+
+    class FirstStep(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            seen.append(len([w for w in caught if 'will not be added' in str(w.message)]))
+
+    run.add_callback(FirstStep())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        run.train()
+    assert set(seen) == {int(due)}
+
+
 @pytest.mark.parametrize(
     ('start', 'ramp', 'expected'),
     [('0.3dur', '0dur', [0] * 6 + [1] * 14), ('1ep', '1ep', [0] * 11 + [0.1 * i for i in range(1, 10)])],

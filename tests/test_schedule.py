@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from composer.core import State, Time, Timestamp
+from composer.core import Callback, State, Time, Timestamp
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import toys
@@ -191,6 +191,34 @@ def test_promise_01_a_term_that_was_never_added_says_why(make, dataset, options,
     messages = said(algorithm, None if dataset is None else dataset(), **options)
     assert len(messages) == 1 and re.search(words, messages[0]), messages
     assert type(algorithm).__name__ in messages[0] and 'never added to the loss' in messages[0]
+
+
+@pytest.mark.parametrize(
+    ('start', 'duration', 'due'),
+    [
+        ('9ba', '8ba', True),
+        ('8ba', '8ba', True),
+        ('7ba', '8ba', False),
+        ('1dur', '2ep', True),
+        ('0.99dur', '2ep', False),
+        ('2ep', '2ep', True),
+        ('1ep', '2ep', False),
+        ('96sp', '96sp', True),
+        ('95sp', '96sp', False),
+    ],
+)
+@pytest.mark.parametrize('weight', [0.0, 1.0])
+def test_promise_01_a_term_that_would_come_too_late_is_said_before_the_first_step(start, duration, due, weight):
+    algorithm, seen = CMIRegularization(weight, start=start), []
+
+    class FirstStep(Callback):
+        def batch_start(self, state: State, logger: Any) -> None:
+            seen.append(len([w for w in caught if 'will not be added' in str(w.message)]))
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        fit([algorithm], max_duration=duration, callbacks=[FirstStep()])
+    assert set(seen) == {int(due and weight > 0)}
 
 
 def test_promise_01_a_term_that_was_added_or_not_asked_for_says_nothing():

@@ -104,6 +104,7 @@ class CMIAlgorithm(CMIArguments, PluginAlgorithm):
         if self.centroids == 'fixed' and self.weight and not centroids.fixed:
             require_rows(state.train_dataloader)
         self._steps.attach(state.model)
+        self._steps.begin(self.schedule.end(state))
 
     def _end_fit(self, state: State, logger: Logger) -> None:
         self._steps.end(f'batch {state.timestamp.batch.value}')

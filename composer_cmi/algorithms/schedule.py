@@ -62,28 +62,35 @@ class Schedule(schedule.Schedule):
         if self.settled(self._count(state.timestamp)):
             return
         (self._start, unit), (self._ramp, _) = in_steps(self.start, state), in_steps(self.ramp, state)
-        self._unit = unit.value
+        self.unit = unit.value
         if unit in (TimeUnit.EPOCH, TimeUnit.ITERATION) and (self._start or self._ramp):
             warnings.warn(
                 f"start='{self.start.to_timestring()}' and ramp='{self.ramp.to_timestring()}' are counted in whole "
                 f'{unit.name.lower()}s, as no length of the dataloader tells their steps; batches (ba) are exact.'
             )
 
+    def end(self, state: State) -> float:
+        """Where a `fit` ends, in the unit of the settled steps; infinite where its duration is in another."""
+        if state.max_duration is None:
+            return math.inf
+        value, unit = in_steps(state.max_duration, state)
+        return value if unit.value == self.unit else math.inf
+
     def progress(self, now: Any) -> float:
         """How far the term is switched on, 0 to 1, at a `Timestamp`."""
         return super().progress(self._count(now))
 
     def _count(self, now: Timestamp) -> int:
-        return now.get(self._unit).value
+        return now.get(self.unit).value
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {**super().state_dict(), 'unit': self._unit}
+        return {**super().state_dict(), 'unit': self.unit}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         super().load_state_dict(state)
-        self._unit = state['unit']
+        self.unit = state['unit']
 
 
 def _time(name: str, value: str | Time) -> Time:

@@ -214,6 +214,7 @@ class CMITrainer(Trainer):
             self._cmi.attach(wrapped)
             lengths = {'max_steps': self.state.max_steps, 'steps_per_epoch': self._steps_per_epoch}
             self._start.settle(self.state.global_step, **lengths)
+            self._cmi.begin(self.state.max_steps)
         if self._distillation:
             mixed = self.accelerator.mixed_precision
             precision = 'fp32' if mixed == 'no' else f'amp_{mixed}'

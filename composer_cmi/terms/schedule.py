@@ -22,15 +22,19 @@ class Schedule:
         self.on = False
         self._start: float = 0
         self._ramp: float = 0
-        self._unit = 'ba'
+        self.unit = 'ba'
 
     def __str__(self) -> str:
-        given, steps = self.texts['start'], f'{self._start:.15g}{self._unit}'
+        given, steps = self.texts['start'], f'{self._start:.15g}{self.unit}'
         return f'start={given!r}' + ('' if given == steps else f' ({steps})')
 
     def settled(self, now: float) -> bool:
         """Whether the term has been switched on before `now`: its steps are kept."""
         return self.on and now >= self._start
+
+    def missed(self, end: float) -> bool:
+        """Whether a training that ends at `end`, in the unit of the steps, is over before the term is switched on."""
+        return not self.on and self._start >= end
 
     def progress(self, now: float) -> float:
         """How far the term is switched on, 0 to 1."""

@@ -81,6 +81,15 @@ class CMISteps:
         self.term.weight = None
         self.centroids.clear()
 
+    def begin(self, end: float) -> None:
+        """Before the first step: say it now where the term is due when the training, at `end`, is over."""
+        if self.arguments.weight and self.schedule.missed(end):
+            warnings.warn(
+                f'{self.name}: the term will not be added to the loss: it is due ({self.schedule}) when the training '
+                f'ends at {end:.15g}{self.schedule.unit}; start earlier (weight=0 measures without adding).',
+                stacklevel=2,
+            )
+
     def begin_step(self, progress: float, fix: Callable[[], None]) -> None:
         """Before a step.
 
