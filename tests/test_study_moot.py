@@ -249,6 +249,26 @@ def test_the_report_says_where_tuning_chose_an_end_of_its_values(tmp_path):
     assert 'Each try of tuning was one run, so that what was chosen is chance in part.' in text
 
 
+@pytest.mark.parametrize(('seeds', 'said'), [(1, True), (2, False)])
+def test_the_report_says_where_every_try_of_tuning_was_one_run(tmp_path, seeds, said):
+    """Also where no choice lies at an end of its values."""
+    rng = np.random.default_rng(0)
+    write_scored_run(tmp_path, 'films', 'ce', 0, rng.integers(0, 2, 120), rng.normal(size=(120, 2)))
+    tries = [
+        {
+            'setting': 'films',
+            'arm': 'ce',
+            'values': {'optimizer.lr': rate},
+            'scores': [0.5] * seeds,
+            'nll': [0.7] * seeds,
+        }
+        for rate in (1e-4, 2e-4, 4e-4)
+    ]
+    (tmp_path / 'tuning.json').write_text(json.dumps([{**row, 'chosen': i == 1} for i, row in enumerate(tries)]))
+    text = ' '.join(next(path for path in report(tmp_path).values() if path.suffix == '.md').read_text().split())
+    assert ('Each try of tuning was one run' in text) is said and 'may lie beyond' not in text
+
+
 def test_a_sweep_says_before_its_first_run_what_it_cannot_decide(tmp_path):
     rows = [f'film number {i}\t{["pos", "neg"][i % 2]}' for i in range(150)]
     for name, count in (('train', 50), ('dev', 99)):

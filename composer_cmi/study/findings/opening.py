@@ -141,6 +141,6 @@ def doubtful_choices(study: Study) -> list[str]:
                     f'{setting}: tuning chose {key} = {value:g} for {arm}, the {end} of {len(values)} values: a '
                     'better one may lie beyond.'
                 )
-    if said and all(len(row['scores']) <= 1 for row in study.tuning):
+    if study.tuning and all(len(row['scores']) <= 1 for row in study.tuning):
         said.append('Each try of tuning was one run, so that what was chosen is chance in part.')
     return said
