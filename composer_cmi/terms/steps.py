@@ -24,8 +24,8 @@ __all__ = ['CMISteps']
 class CMISteps:
     """The CMI term of one training; its host tells it of the events.
 
-    A step goes `begin_step`, then for each pass over its rows `centroids.begin`, `clear` before a forward and `add`
-    after it, `centroids.finish`, and at last `end_step`.
+    A training goes `begin`, its steps, `end`. A step goes `begin_step`, then for each pass over its rows
+    `centroids.begin`, `clear` before a forward and `add` after it, `centroids.finish`, and at last `end_step`.
 
     Args:
         name: Of the Composer class, for messages.

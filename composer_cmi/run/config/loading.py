@@ -83,7 +83,8 @@ def build_config(data: Mapping[str, Any], source: str = 'config', *, here: bool 
             raise ConfigError(
                 f'{where}: train.device: there is no {device!r} on this machine: leave the key out, or say cpu.'
             )
-    _check_differences(arms, source)
+    if config.arms:
+        _check_differences(arms, source)
     return config
 
 
